@@ -1,0 +1,49 @@
+// Package identity holds what a login proved. It is plain data: every package
+// may import it, and it imports nothing of the project.
+package identity
+
+import "net/netip"
+
+// An Identity is made in one place only, when a signature has been verified
+// (see package gateway), and is never changed afterwards.
+type Identity struct {
+	// User is the name before the "@", without the profile.
+	User string
+	// Profile is the named kind of bastion; "default" if the user named none.
+	Profile string
+	// Key is the SHA-256 fingerprint of the proven key, as ssh-keygen -l
+	// prints it.
+	Key string
+	// ConnID names this connection in the user's error texts, the operator's
+	// log and the bastion's log. It is no secret.
+	ConnID string
+	// Client and Server are the two ends of the user's TCP connection, as
+	// they appear in SSH_CONNECTION. Either may be invalid when the
+	// connection did not come over TCP.
+	Client, Server netip.AddrPort
+	// Permissions is what this login may do.
+	Permissions Permissions
+}
+
+// Permissions says what a connection may do, in the terms of sshd(8),
+// AUTHORIZED_KEYS FILE FORMAT. The zero value permits commands without a
+// terminal and nothing else; use [AllowAll] for a key without options.
+type Permissions struct {
+	PTY, PortForwarding, AgentForwarding, X11Forwarding, UserRC bool
+
+	// ForceCommand, if not empty, runs in place of whatever was asked for;
+	// that is then in SSH_ORIGINAL_COMMAND.
+	ForceCommand string
+	// PermitOpen limits direct-tcpip to these "host:port" (port may be "*");
+	// empty means no limit, a single "none" permits nothing.
+	PermitOpen []string
+	// PermitListen limits tcpip-forward to these "[host:]port"; as PermitOpen.
+	PermitListen []string
+	// Environment is added to the session's, as NAME=value.
+	Environment []string
+}
+
+// AllowAll is what a key without options may do.
+func AllowAll() Permissions {
+	return Permissions{PTY: true, PortForwarding: true, AgentForwarding: true, X11Forwarding: true, UserRC: true}
+}
