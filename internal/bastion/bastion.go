@@ -13,7 +13,8 @@
 //
 // Not this package: the agent in it does, some time after its last connection.
 // A bastion that is found dead is forgotten here, and the next login starts
-// another.
+// another. The exception is one that was just started and that nobody can log
+// in to: it is stopped, since the next attempt would be given it again.
 package bastion
 
 import (
@@ -58,6 +59,9 @@ var (
 	ErrNoProfile = errors.New("no such profile")
 	// ErrTimeout says that a bastion did not become reachable in time.
 	ErrTimeout = errors.New("bastion did not start in time")
+	// ErrHostKey says that something which is not the bastion answers at its
+	// address.
+	ErrHostKey = errors.New("bastion has the wrong host key")
 	// ErrConflict is what Ledger.Swap returns when somebody else was first.
 	ErrConflict = errors.New("ledger entry has changed")
 )
@@ -77,13 +81,19 @@ type Launcher interface {
 	// Launch starts a bastion and returns once it has an address. Two
 	// Launches of one owner and generation, even by different processes,
 	// return the same task; if that task has ended, the error wraps ErrGone
-	// and another generation must be launched. Ending ctx gives up waiting and
-	// need not stop what was started.
+	// and another generation must be launched. A Launcher that knows for
+	// certain that no task of the owner runs may start a later generation
+	// than was asked for instead; Task.Generation says which. Ending ctx
+	// gives up waiting and need not stop what was started.
 	Launch(ctx context.Context, l Launch) (Task, error)
 
 	// Alive returns nil if the task runs, ErrGone (wrapped) if it has ended
 	// for good, and another error if that is not known.
 	Alive(ctx context.Context, owner Owner, taskID string) error
+
+	// Stop ends the task. It returns nil once the task has ended for good,
+	// also if that was long ago.
+	Stop(ctx context.Context, owner Owner, taskID string) error
 
 	// List returns the tasks that run, by owner. A gateway calls it when it
 	// starts, to adopt what an earlier one left running.
@@ -103,6 +113,9 @@ type Entry struct {
 	// Lease is until when the one who wrote Starting is expected to have
 	// finished; afterwards anybody may launch the same generation again.
 	Lease time.Time
+	// Nonce is made anew for every Swap, so that one whose reply was lost can
+	// be told from somebody else's.
+	Nonce string
 }
 
 // State is where an owner's present generation is in its life.

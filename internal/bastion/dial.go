@@ -1,0 +1,566 @@
+package bastion
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/sshca"
+)
+
+const (
+	// handshakeTimeout bounds one attempt's TCP connect, and then its SSH
+	// handshake and login.
+	handshakeTimeout = 10 * time.Second
+
+	// patience is how long a bastion that is said to run may refuse
+	// connections. An agent closes its listener before it exits, and ECS says
+	// RUNNING for some seconds longer.
+	patience = 30 * time.Second
+
+	// lease is how long others leave a launch alone. It is shorter than a slow
+	// launch takes: whoever takes over launches the same generation and gets
+	// the same task, so only the successor of a gateway that died cares.
+	lease = 30 * time.Second
+
+	// tidyTimeout bounds what is still written down after a start has failed.
+	tidyTimeout = 30 * time.Second
+
+	// maxDeaths is how many bastions may die under one Dial before it gives up.
+	maxDeaths = 3
+)
+
+// A Profile is a named kind of bastion.
+type Profile struct {
+	Launcher Launcher
+	// Idle and MaxLife are the agent's clocks, see [Launch].
+	Idle, MaxLife time.Duration
+	// StartTimeout bounds a start from the claim to the first login; zero
+	// means five minutes.
+	StartTimeout time.Duration
+}
+
+// A Dialer connects users to their bastions, and starts those that do not run.
+// It must not be copied after first use. Methods are safe for concurrent use.
+type Dialer struct {
+	Ledger Ledger
+	// Profiles holds the kinds of bastions by the names users know them by.
+	Profiles map[string]Profile
+	// FleetKey signs the certificates that log in to bastions.
+	FleetKey ssh.Signer
+	Log      *slog.Logger
+
+	// NetDial, if not nil, connects to bastions in place of a [net.Dialer].
+	NetDial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// WrapConn, if not nil, goes between each new connection and its SSH.
+	WrapConn func(net.Conn) net.Conn
+
+	mu    sync.Mutex
+	boots map[Owner]*boot // the starts under way in this process
+}
+
+// A Conn is a logged-in connection to a bastion. The owner of the Conn must
+// serve Chans and Reqs until they are closed, and close it.
+type Conn struct {
+	ssh.Conn
+	Chans <-chan ssh.NewChannel
+	Reqs  <-chan *ssh.Request
+
+	Owner Owner
+	Task  Task // with the host key it has shown
+}
+
+// Dial connects id to the bastion of its user and profile, and starts one if
+// none runs. While one starts, Dial blocks, for as long as the profile's
+// StartTimeout; the start belongs to the bastion and goes on if ctx ends, so
+// that the user who gives up and comes back finds it further on.
+//
+// Notify, if not nil, is called at most once, and only if there is a start to
+// wait for: with true if this call began it, with false if it was under way
+// already. It is called on the goroutine of the caller.
+//
+// Errors wrap [ErrNoProfile], [ErrNoAccount], [ErrTimeout], [ErrHostKey],
+// [ErrGone] (three bastions in a row died at once), or the context's cause.
+func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(starting bool)) (*Conn, error) {
+	owner := Owner{User: id.User, Profile: id.Profile}
+	profile, ok := d.Profiles[owner.Profile]
+	if !ok {
+		return nil, fmt.Errorf("finding the bastion of %s: %w", owner, ErrNoProfile)
+	}
+	var last error
+	for range maxDeaths {
+		entry, err := d.Ledger.Get(ctx, owner)
+		if err != nil {
+			return nil, fmt.Errorf("finding the bastion of %s: %w", owner, err)
+		}
+		if entry.State != Running {
+			b, mine := d.join(ctx, owner, profile)
+			if notify != nil {
+				notify(mine && entry.State == Idle)
+				notify = nil
+			}
+			if entry, err = b.wait(ctx); err != nil {
+				return nil, fmt.Errorf("starting a bastion for %s: %w", owner, err)
+			}
+		}
+
+		conn, err := d.reach(ctx, profile.Launcher, owner, entry.Task, id, patience)
+		if err == nil && entry.Task.HostKey == nil {
+			if _, err = d.record(ctx, owner, entry, conn.Task); err != nil {
+				conn.hangUp()
+			}
+		}
+		switch {
+		case err == nil:
+			return conn, nil
+		case errors.Is(err, ErrConflict):
+			last = err // another task has taken this one's place meanwhile
+			continue
+		case !errors.Is(err, ErrGone):
+			return nil, fmt.Errorf("connecting to the bastion of %s: %w", owner, err)
+		}
+		last = err
+		d.Log.Info("bastion has ended", "owner", owner, "task", entry.Task.ID)
+		_, err = d.swap(ctx, owner, entry, Entry{Generation: entry.Generation, State: Idle})
+		if err != nil && !errors.Is(err, ErrConflict) {
+			return nil, fmt.Errorf("forgetting the dead bastion of %s: %w", owner, err)
+		}
+	}
+	return nil, fmt.Errorf("bastions of %s end as soon as they start: %w", owner, last)
+}
+
+// A boot is the start of one bastion, for all who wait for it in this process.
+type boot struct {
+	done  chan struct{} // closed when entry and err are set
+	entry Entry
+	err   error
+}
+
+// wait returns the outcome of the boot, or the cause of ctx's end.
+func (b *boot) wait(ctx context.Context) (Entry, error) {
+	select {
+	case <-b.done:
+		return b.entry, b.err
+	case <-ctx.Done():
+		return Entry{}, context.Cause(ctx)
+	}
+}
+
+// join returns the boot under way for owner; mine says that it was begun for
+// this call.
+func (d *Dialer) join(ctx context.Context, owner Owner, profile Profile) (b *boot, mine bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if b := d.boots[owner]; b != nil {
+		return b, false
+	}
+	b = &boot{done: make(chan struct{})}
+	if d.boots == nil {
+		d.boots = map[Owner]*boot{}
+	}
+	d.boots[owner] = b
+	// The boot outlives the connection that asked for it: the user who gives
+	// up and connects again joins it instead of paying twice. Wait waits for
+	// it.
+	go d.run(context.WithoutCancel(ctx), owner, profile, b)
+	return b, true
+}
+
+// run carries out b, within the profile's StartTimeout.
+func (d *Dialer) run(ctx context.Context, owner Owner, profile Profile, b *boot) {
+	if profile.StartTimeout == 0 {
+		profile.StartTimeout = 5 * time.Minute
+	}
+	ctx, cancel := context.WithTimeout(ctx, profile.StartTimeout)
+	defer cancel()
+	began := time.Now()
+	log := d.Log.With("owner", owner)
+
+	b.entry, b.err = d.start(ctx, owner, profile)
+	if b.err != nil && ctx.Err() != nil {
+		b.err = fmt.Errorf("%w (%v): %w", ErrTimeout, profile.StartTimeout, b.err)
+	}
+	// Those who asked for it may be gone, so success and failure are logged
+	// here too.
+	if b.err != nil {
+		log.Error("bastion did not start", "after", time.Since(began), "err", b.err)
+	} else {
+		log.Info("bastion runs", "after", time.Since(began), "task", b.entry.Task.ID, "addr", b.entry.Task.Addr)
+	}
+
+	d.mu.Lock()
+	delete(d.boots, owner)
+	d.mu.Unlock()
+	close(b.done)
+}
+
+// start brings owner's entry to Running: it claims a generation, launches it,
+// and proves by a login that it works; or it waits for whoever is doing that.
+//
+// A generation is given up for the next one only when its task is known to have
+// ended. When a launch fails in any other way, a task may run without our
+// knowing; the entry then stays at Starting, and the next one to come launches
+// the same generation again and is given that task.
+func (d *Dialer) start(ctx context.Context, owner Owner, profile Profile) (Entry, error) {
+	burnt := false
+	for {
+		entry, err := d.Ledger.Get(ctx, owner)
+		if err != nil {
+			return Entry{}, err
+		}
+		if entry.State == Running {
+			return entry, nil
+		}
+		if entry.State == Starting && time.Now().Before(entry.Lease) {
+			if err := sleep(ctx, time.Second); err != nil {
+				return Entry{}, fmt.Errorf("waiting for another gateway to start it: %w", err)
+			}
+			continue
+		}
+
+		claim := Entry{Generation: entry.Generation, State: Starting, Lease: time.Now().Add(lease)}
+		if entry.State == Idle {
+			claim.Generation++
+		}
+		if entry, err = d.swap(ctx, owner, entry, claim); errors.Is(err, ErrConflict) {
+			continue
+		} else if err != nil {
+			return Entry{}, fmt.Errorf("claiming generation %d: %w", claim.Generation, err)
+		}
+
+		running, err := d.launch(ctx, owner, profile, entry)
+		switch {
+		case err == nil:
+			return running, nil
+		case errors.Is(err, ErrConflict):
+			continue // another gateway took over, and was faster
+		case errors.Is(err, ErrGone) && !burnt:
+			burnt = true
+			d.Log.Warn("bastion ended while it started; trying once more", "owner", owner, "generation", entry.Generation, "err", err)
+			continue
+		}
+		return Entry{}, err
+	}
+}
+
+// launch takes the claimed entry to Running. If it fails, the entry is left as
+// the next attempt needs it; an error that wraps ErrGone means that the next
+// attempt should be another generation.
+func (d *Dialer) launch(ctx context.Context, owner Owner, profile Profile, entry Entry) (Entry, error) {
+	generation := entry.Generation
+	task, err := profile.Launcher.Launch(ctx, Launch{
+		Owner: owner, Generation: generation, Idle: profile.Idle, MaxLife: profile.MaxLife,
+	})
+	var conn *Conn
+	if err == nil {
+		// A TCP connect proves little: balancers and half-started servers
+		// accept, too. The login is as nobody, with no permissions.
+		nobody := identity.Identity{User: owner.User, Profile: owner.Profile, ConnID: "start"}
+		conn, err = d.reach(ctx, profile.Launcher, owner, task, nobody, profile.StartTimeout)
+	}
+	if err == nil {
+		conn.hangUp()
+		return d.record(ctx, owner, entry, conn.Task)
+	}
+
+	// ctx may be the reason, and has to be outlived by the tidying.
+	tidy, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyTimeout)
+	defer cancel()
+	var next Entry
+	switch {
+	case errors.Is(err, ErrGone):
+		next = Entry{Generation: generation, State: Idle}
+	case task.ID == "" || errors.Is(err, errRefused):
+		next = Entry{Generation: generation, State: Starting} // with no lease: whoever comes next may try at once
+	default:
+		// It has an address and nobody can log in to it. Nobody is in it
+		// either, so it may be stopped, if no other gateway has taken over:
+		// that is what the Swap before it is for.
+		stopping := Entry{Generation: generation, State: Starting, Lease: time.Now().Add(tidyTimeout)}
+		held, swapErr := d.swap(tidy, owner, entry, stopping)
+		if swapErr != nil {
+			return Entry{}, err
+		}
+		entry = held
+		next = Entry{Generation: generation, State: Idle}
+		if stopErr := profile.Launcher.Stop(tidy, owner, task.ID); stopErr != nil {
+			err = fmt.Errorf("%w; stopping it: %w", err, stopErr)
+			next = Entry{Generation: generation, State: Starting}
+		}
+	}
+	if _, swapErr := d.swap(tidy, owner, entry, next); swapErr != nil && !errors.Is(swapErr, ErrConflict) {
+		// The lease runs out by itself.
+		d.Log.Warn("cannot write down that a bastion did not start", "owner", owner, "err", swapErr)
+	}
+	return Entry{}, err
+}
+
+// record writes down that task runs and has shown its host key: it takes an
+// entry that is Starting to Running, and pins the key of one that has none. The
+// error wraps ErrConflict if the ledger has gone on to another task, and
+// ErrHostKey if another key was pinned meanwhile.
+func (d *Dialer) record(ctx context.Context, owner Owner, entry Entry, task Task) (Entry, error) {
+	generation := entry.Generation
+	for {
+		same := entry.State == Running && entry.Task.ID == task.ID
+		if same && entry.Task.HostKey != nil {
+			if !equal(entry.Task.HostKey, task.HostKey) {
+				return Entry{}, fmt.Errorf("%w: task %s has shown %s before, and now %s", ErrHostKey, task.ID,
+					ssh.FingerprintSHA256(entry.Task.HostKey), ssh.FingerprintSHA256(task.HostKey))
+			}
+			return entry, nil
+		}
+		if !same && (entry.State != Starting || entry.Generation != generation) {
+			return Entry{}, fmt.Errorf("%w: %s is past task %s", ErrConflict, owner, task.ID)
+		}
+		running := Entry{Generation: max(generation, task.Generation), State: Running, Task: task}
+		next, err := d.swap(ctx, owner, entry, running)
+		if err == nil {
+			return next, nil
+		}
+		if !errors.Is(err, ErrConflict) {
+			return Entry{}, fmt.Errorf("recording task %s: %w", task.ID, err)
+		}
+		// Another gateway has taken over this generation, or was faster.
+		if entry, err = d.Ledger.Get(ctx, owner); err != nil {
+			return Entry{}, fmt.Errorf("recording task %s: %w", task.ID, err)
+		}
+	}
+}
+
+// swap is Ledger.Swap for a network that loses replies: when told of a failure
+// it looks whether the change was made after all.
+func (d *Dialer) swap(ctx context.Context, owner Owner, old, new Entry) (Entry, error) {
+	new.Nonce = rand.Text()
+	made, err := d.Ledger.Swap(ctx, owner, old, new)
+	if err == nil {
+		return made, nil
+	}
+	if now, getErr := d.Ledger.Get(ctx, owner); getErr == nil && now.Nonce == new.Nonce {
+		return now, nil
+	}
+	return Entry{}, err
+}
+
+// reach connects to a task that ought to run, and keeps trying for the time
+// given. The error wraps ErrGone if the task has ended.
+func (d *Dialer) reach(ctx context.Context, launcher Launcher, owner Owner, task Task, id identity.Identity, within time.Duration) (*Conn, error) {
+	const (
+		firstRetry, lastRetry = 100 * time.Millisecond, 500 * time.Millisecond
+		askEvery              = time.Second // how often to ask the launcher, at most
+	)
+	until := time.Now().Add(within)
+	var asked time.Time
+	for retry := firstRetry; ; retry = min(2*retry, lastRetry) {
+		conn, err := d.connect(ctx, owner, task, id)
+		if err == nil {
+			return conn, nil
+		}
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
+		wrongKey := errors.Is(err, ErrHostKey)
+		if wrongKey || time.Since(asked) >= askEvery {
+			asked = time.Now()
+			// A task that is dead explains everything, a wrong host key too:
+			// its address belongs to somebody else by now.
+			if gone := launcher.Alive(ctx, owner, task.ID); errors.Is(gone, ErrGone) {
+				return nil, gone
+			}
+		}
+		if wrongKey {
+			d.Log.Error("SOMETHING ELSE ANSWERS IN PLACE OF A BASTION: it shows another host key; not logging in to it",
+				"owner", owner, "task", task.ID, "addr", task.Addr, "err", err)
+			return nil, err
+		}
+		if errors.Is(err, errRefused) || time.Now().After(until) {
+			return nil, err
+		}
+		if err := sleep(ctx, retry); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// errRefused says that a bastion is what it should be, and does not let us in.
+var errRefused = errors.New("the bastion refuses the fleet's certificate (it may know another fleet key, or its clock may be wrong)")
+
+// connect makes one connection to task and logs in as id.
+func (d *Dialer) connect(ctx context.Context, owner Owner, task Task, id identity.Identity) (*Conn, error) {
+	c, err := d.dialTCP(ctx, task.Addr)
+	if err != nil {
+		return nil, err
+	}
+	login, err := sshca.Sign(d.FleetKey, id, task.ID, time.Now())
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	var mismatch error
+	config := &ssh.ClientConfig{
+		Config: ssh.Config{
+			KeyExchanges: []string{ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeCurve25519},
+			Ciphers:      []string{ssh.CipherAES128GCM},
+			// Never: golang.org/x/crypto/ssh deadlocks for good when its own
+			// side starts a rekey under load.
+			RekeyThreshold: 1 << 40,
+		},
+		User:              id.User,
+		Auth:              []ssh.AuthMethod{ssh.PublicKeys(login)},
+		HostKeyAlgorithms: []string{ssh.KeyAlgoED25519},
+		ClientVersion:     "SSH-2.0-Sallyport",
+		HostKeyCallback: func(_ string, _ net.Addr, key ssh.PublicKey) error {
+			if task.HostKey == nil {
+				task.HostKey = key // first contact; the caller pins it
+			} else if !equal(key, task.HostKey) {
+				mismatch = fmt.Errorf("%w: want %s, got %s", ErrHostKey,
+					ssh.FingerprintSHA256(task.HostKey), ssh.FingerprintSHA256(key))
+				return mismatch
+			}
+			return nil
+		},
+	}
+
+	// Package ssh knows neither deadlines nor contexts.
+	c.SetDeadline(time.Now().Add(handshakeTimeout))
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	conn, chans, reqs, err := ssh.NewClientConn(c, task.Addr, config)
+	if err != nil {
+		stop()
+		if mismatch != nil {
+			return nil, mismatch
+		}
+		// Package ssh has no type for this one.
+		if strings.Contains(err.Error(), "ssh: unable to authenticate") {
+			return nil, fmt.Errorf("%w: %w", errRefused, err)
+		}
+		return nil, fmt.Errorf("connecting to %s: %w", task.Addr, err)
+	}
+	out := &Conn{Conn: conn, Chans: chans, Reqs: reqs, Owner: owner, Task: task}
+	if !stop() {
+		out.hangUp()
+		return nil, context.Cause(ctx)
+	}
+	c.SetDeadline(time.Time{})
+	return out, nil
+}
+
+func (d *Dialer) dialTCP(ctx context.Context, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	dial := d.NetDial
+	if dial == nil {
+		// Package net sets TCP_NODELAY by itself. A bastion whose network
+		// vanished is noticed within two minutes.
+		dial = (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
+			Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 4,
+		}}).DialContext
+	}
+	c, err := dial(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	if d.WrapConn != nil {
+		c = d.WrapConn(c)
+	}
+	return c, nil
+}
+
+// hangUp closes a connection that nobody serves.
+func (c *Conn) hangUp() {
+	c.Close()
+	var drained sync.WaitGroup
+	drained.Go(func() { ssh.DiscardRequests(c.Reqs) })
+	for range c.Chans {
+	}
+	drained.Wait()
+}
+
+// Adopt records the bastions that run and the ledger does not know: those an
+// earlier gateway left running. A gateway with a [Memory] ledger calls it once,
+// before its first Dial; what cannot be adopted is in the error, and does not
+// keep the rest from it.
+func (d *Dialer) Adopt(ctx context.Context) error {
+	var errs []error
+	for name, profile := range d.Profiles {
+		tasks, err := profile.Launcher.List(ctx)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("listing the bastions of profile %s: %w", name, err))
+		}
+		for owner, task := range tasks {
+			if owner.Profile != name {
+				continue // profiles may share a launcher
+			}
+			if err := d.adopt(ctx, owner, task); err != nil {
+				errs = append(errs, fmt.Errorf("adopting the bastion of %s: %w", owner, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Dialer) adopt(ctx context.Context, owner Owner, task Task) error {
+	entry, err := d.Ledger.Get(ctx, owner)
+	if err != nil {
+		return err
+	}
+	// A ledger that has got this far knows better than a listing, which may
+	// be late; a Launch of the same generation would find the task anyway.
+	if entry.Generation >= task.Generation {
+		return nil
+	}
+	_, err = d.swap(ctx, owner, entry, Entry{Generation: task.Generation, State: Running, Task: task})
+	if errors.Is(err, ErrConflict) {
+		return nil // somebody is at it
+	}
+	if err == nil {
+		d.Log.Info("bastion adopted", "owner", owner, "task", task.ID, "addr", task.Addr)
+	}
+	return err
+}
+
+// Wait returns when no start is under way in this process, or with the cause of
+// ctx's end. A start that is cut off by the end of the process is finished by
+// the next gateway that is asked for that bastion.
+func (d *Dialer) Wait(ctx context.Context) error {
+	for {
+		var b *boot
+		d.mu.Lock()
+		for _, b = range d.boots {
+			break
+		}
+		d.mu.Unlock()
+		if b == nil {
+			return nil
+		}
+		select {
+		case <-b.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func equal(a, b ssh.PublicKey) bool { return bytes.Equal(a.Marshal(), b.Marshal()) }
+
+// sleep waits for about the time given, or returns the cause of ctx's end.
+// Gateways that wait for the same thing must not go on in step.
+func sleep(ctx context.Context, about time.Duration) error {
+	select {
+	case <-time.After(about*3/4 + mathrand.N(about/2)):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,593 @@
+package bastion
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport-ssh/sallyport/internal/identity"
+)
+
+var alice = identity.Identity{User: "alice", Profile: "default", ConnID: "c1"}
+
+// newDialer returns a gateway's dialer to w.
+func newDialer(w *world, ledger Ledger) *Dialer {
+	return &Dialer{
+		Ledger:   ledger,
+		Profiles: map[string]Profile{"default": {Launcher: w, Idle: 15 * time.Minute, MaxLife: time.Hour, StartTimeout: 5 * time.Minute}},
+		FleetKey: w.fleet,
+		Log:      slog.New(slog.DiscardHandler),
+		NetDial:  w.netDial,
+	}
+}
+
+// mustDial connects alice, hangs up, and returns the task she was in.
+func mustDial(t *testing.T, d *Dialer, notify func(bool)) Task {
+	t.Helper()
+	conn, err := d.Dial(t.Context(), alice, notify)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.hangUp()
+	return conn.Task
+}
+
+func TestDialStartsThenFinds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		d := newDialer(w, &Memory{})
+
+		began := time.Now()
+		var notes []bool
+		conn, err := d.Dial(t.Context(), alice, func(starting bool) { notes = append(notes, starting) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took < w.boot || took > w.boot+time.Second {
+			t.Errorf("the first login took %v, the boot %v", took, w.boot)
+		}
+		if !slices.Equal(notes, []bool{true}) {
+			t.Errorf("notified %v, want once true", notes)
+		}
+		if string(conn.ClientVersion()) != "SSH-2.0-Sallyport" {
+			t.Errorf("client version %q", conn.ClientVersion())
+		}
+		algs := conn.Conn.(ssh.AlgorithmsConnMetadata).Algorithms()
+		if algs.KeyExchange != "mlkem768x25519-sha256" || algs.Read.Cipher != "aes128-gcm@openssh.com" || algs.HostKey != "ssh-ed25519" {
+			t.Errorf("negotiated %+v", algs)
+		}
+		if conn.Owner != (Owner{"alice", "default"}) {
+			t.Errorf("owner %v", conn.Owner)
+		}
+		// The deadline of the handshake must not end the connection.
+		time.Sleep(time.Minute)
+		if _, _, err := conn.SendRequest("ping", true, nil); err != nil {
+			t.Errorf("a minute later: %v", err)
+		}
+		conn.hangUp()
+
+		began = time.Now()
+		task := mustDial(t, d, func(bool) { t.Error("notified on the warm path") })
+		if took := time.Since(began); took != 0 {
+			t.Errorf("the warm path took %v", took)
+		}
+		if launches, _, _ := w.counts(); launches != 1 || w.lookups > 5 {
+			t.Errorf("%d launches", launches)
+		}
+		if got := w.task(0).logins; task.ID != w.task(0).ID || !slices.Equal(got, []string{"start", "c1", "c1"}) {
+			t.Errorf("logins %q", got)
+		}
+	})
+}
+
+// countingLedger counts, to show what the warm path costs.
+type countingLedger struct {
+	Memory
+	gets, swaps int
+}
+
+func (c *countingLedger) Get(ctx context.Context, o Owner) (Entry, error) {
+	c.gets++
+	return c.Memory.Get(ctx, o)
+}
+
+func (c *countingLedger) Swap(ctx context.Context, o Owner, old, new Entry) (Entry, error) {
+	c.swaps++
+	return c.Memory.Swap(ctx, o, old, new)
+}
+
+func TestWarmPathCostsOneGet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		ledger := &countingLedger{}
+		d := newDialer(w, ledger)
+		mustDial(t, d, nil)
+		*ledger = countingLedger{Memory: Memory{entries: ledger.entries}}
+		launches, lookups := w.launches, w.lookups
+
+		mustDial(t, d, nil)
+		if ledger.gets != 1 || ledger.swaps != 0 || w.launches != launches || w.lookups != lookups {
+			t.Errorf("%d gets, %d swaps, %d launches, %d lookups; want one get",
+				ledger.gets, ledger.swaps, w.launches-launches, w.lookups-lookups)
+		}
+	})
+}
+
+func TestManyDialsOneLaunch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		d := newDialer(w, &Memory{})
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		began, joined := 0, 0
+		for range 50 {
+			wg.Go(func() {
+				conn, err := d.Dial(t.Context(), alice, func(starting bool) {
+					mu.Lock()
+					defer mu.Unlock()
+					if starting {
+						began++
+					} else {
+						joined++
+					}
+				})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				conn.hangUp()
+			})
+		}
+		wg.Wait()
+		if launches, _, _ := w.counts(); launches != 1 {
+			t.Errorf("%d launches for 50 logins", launches)
+		}
+		if began != 1 || joined != 49 {
+			t.Errorf("%d began the start and %d joined it", began, joined)
+		}
+	})
+}
+
+func TestBootOutlivesWhoAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		w.boot = time.Minute
+		d := newDialer(w, &Memory{})
+		began := time.Now()
+
+		left := errors.New("the client left")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(10*time.Second, func() { cancel(left) })
+		if _, err := d.Dial(ctx, alice, nil); !errors.Is(err, left) {
+			t.Fatalf("got %v, want the cause of the end", err)
+		}
+		if took := time.Since(began); took != 10*time.Second {
+			t.Errorf("left after %v", took)
+		}
+		impatient, cancelWait := context.WithTimeout(t.Context(), time.Second)
+		defer cancelWait()
+		if err := d.Wait(impatient); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Wait during a boot: %v", err)
+		}
+
+		var notes []bool
+		mustDial(t, d, func(starting bool) { notes = append(notes, starting) })
+		if took := time.Since(began); took > w.boot+time.Second {
+			t.Errorf("the second client waited until %v after the first began, the boot took %v", took, w.boot)
+		}
+		if launches, _, _ := w.counts(); launches != 1 || !slices.Equal(notes, []bool{false}) {
+			t.Errorf("%d launches, notified %v", launches, notes)
+		}
+		if err := d.Wait(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestDeadTaskMakesWay(t *testing.T) {
+	all := func(*fakeTask) bool { return true }
+	tests := []struct {
+		name string
+		// kill sees to the end of the first task; the Dial after it must
+		// give another.
+		kill func(w *world)
+	}{
+		{"dead before the login", func(w *world) { w.killIf(all) }},
+		{"dies between the ledger's answer and the connect", func(w *world) {
+			w.onDial = func(task *fakeTask) error {
+				w.onDial = nil
+				w.killIf(all)
+				return nil
+			}
+		}},
+		{"dies during the handshake", func(w *world) {
+			w.task(0).mute = true
+			time.AfterFunc(3*time.Second, func() { w.killIf(all) })
+		}},
+		{"stops listening a while before it is seen dead", func(w *world) {
+			w.task(0).listens = time.Now().Add(time.Hour)
+			time.AfterFunc(8*time.Second, func() { w.killIf(all) })
+		}},
+		{"dead, and its address belongs to another", func(w *world) {
+			w.killIf(all)
+			w.launch(Launch{Owner: Owner{"bob", "default"}, Generation: 1})
+			w.task(1).Addr = w.task(0).Addr
+			w.task(1).shows = newKey(w.t)
+			w.task(1).listens = time.Now()
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				defer w.end()
+				d := newDialer(w, &Memory{})
+				first := mustDial(t, d, nil)
+				tt.kill(w)
+				notes := 0
+				second := mustDial(t, d, func(bool) { notes++ })
+				if second.ID == first.ID || second.Generation != 2 || notes != 1 {
+					t.Errorf("first %+v, then %+v, %d notes", first, second, notes)
+				}
+			})
+		})
+	}
+}
+
+func TestRefusingForAMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		d := newDialer(w, &Memory{})
+		first := mustDial(t, d, nil)
+		w.task(0).listens = time.Now().Add(3 * time.Second)
+		w.onAlive = func() error { return errors.New("not known") }
+		if again := mustDial(t, d, nil); again.ID != first.ID {
+			t.Errorf("a bastion that was busy was replaced")
+		}
+		w.task(0).listens = time.Now().Add(time.Hour)
+		began := time.Now()
+		if _, err := d.Dial(t.Context(), alice, nil); !errors.Is(err, errConnRefused) {
+			t.Errorf("got %v", err)
+		}
+		if took := time.Since(began); took < patience || took > patience+5*time.Second {
+			t.Errorf("gave up after %v", took)
+		}
+		if launches, _, _ := w.counts(); launches != 1 {
+			t.Errorf("%d launches", launches)
+		}
+	})
+}
+
+func TestLaunchFailures(t *testing.T) {
+	lost := errors.New("connection reset by peer")
+	tests := []struct {
+		name string
+		// what happens to the first, second, ... Launch
+		launches []func(ctx context.Context, w *world, l Launch) (bool, error)
+		wantErr  error
+		// after the failure, a Dial without faults must give this generation
+		wantGeneration int64
+	}{
+		{"failed", []func(context.Context, *world, Launch) (bool, error){
+			func(context.Context, *world, Launch) (bool, error) { return false, lost },
+		}, lost, 1},
+		{"worked, but the reply was lost", []func(context.Context, *world, Launch) (bool, error){
+			func(context.Context, *world, Launch) (bool, error) { return true, lost },
+		}, lost, 1},
+		{"burnt once", []func(context.Context, *world, Launch) (bool, error){
+			func(context.Context, *world, Launch) (bool, error) { return false, ErrGone },
+		}, nil, 2},
+		{"burnt twice", []func(context.Context, *world, Launch) (bool, error){
+			func(context.Context, *world, Launch) (bool, error) { return false, ErrGone },
+			func(context.Context, *world, Launch) (bool, error) { return false, ErrGone },
+		}, ErrGone, 3},
+		{"ends before it listens", []func(context.Context, *world, Launch) (bool, error){
+			func(_ context.Context, w *world, l Launch) (bool, error) {
+				time.AfterFunc(2*time.Second, func() { w.killIf(func(task *fakeTask) bool { return task.Generation == l.Generation }) })
+				return true, nil
+			},
+		}, nil, 2},
+		{"no account", []func(context.Context, *world, Launch) (bool, error){
+			func(context.Context, *world, Launch) (bool, error) { return false, ErrNoAccount },
+		}, ErrNoAccount, 1},
+		{"hangs", []func(context.Context, *world, Launch) (bool, error){
+			func(ctx context.Context, _ *world, _ Launch) (bool, error) { <-ctx.Done(); return false, ctx.Err() },
+		}, ErrTimeout, 1},
+		{"hangs, but worked", []func(context.Context, *world, Launch) (bool, error){
+			func(ctx context.Context, _ *world, _ Launch) (bool, error) { <-ctx.Done(); return true, ctx.Err() },
+		}, ErrTimeout, 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				defer w.end()
+				d := newDialer(w, &Memory{})
+				next := 0
+				w.onLaunch = func(ctx context.Context, l Launch) (bool, error) {
+					if next == len(tt.launches) {
+						return true, nil
+					}
+					next++
+					return tt.launches[next-1](ctx, w, l)
+				}
+				began := time.Now()
+				conn, err := d.Dial(t.Context(), alice, nil)
+				if !errors.Is(err, tt.wantErr) {
+					t.Fatalf("got %v, want %v", err, tt.wantErr)
+				}
+				if errors.Is(err, ErrTimeout) && time.Since(began) != 5*time.Minute {
+					t.Errorf("timed out after %v", time.Since(began))
+				}
+				if err == nil {
+					conn.hangUp()
+				}
+				if task := mustDial(t, d, nil); task.Generation != tt.wantGeneration {
+					t.Errorf("generation %d, want %d", task.Generation, tt.wantGeneration)
+				}
+				if _, _, live := w.counts(); live != 1 {
+					t.Errorf("%d live tasks", live)
+				}
+			})
+		})
+	}
+}
+
+// TestNeverReachable: a task that runs, and nobody can log in to, is stopped;
+// otherwise each later login would wait for it in vain.
+func TestNeverReachable(t *testing.T) {
+	tests := []struct {
+		name    string
+		spoil   func(*fakeTask)
+		wantErr error
+	}{
+		{"refuses connections", func(task *fakeTask) { task.listens = time.Now().Add(time.Hour) }, ErrTimeout},
+		{"says nothing", func(task *fakeTask) { task.mute = true }, ErrTimeout},
+		{"another host key", func(task *fakeTask) { task.shows = newKey(t) }, ErrHostKey},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				defer w.end()
+				w.boot = 0
+				d := newDialer(w, &Memory{})
+				w.onDial = func(task *fakeTask) error {
+					w.onDial = nil
+					tt.spoil(task)
+					return nil
+				}
+				if _, err := d.Dial(t.Context(), alice, nil); !errors.Is(err, tt.wantErr) {
+					t.Fatalf("got %v, want %v", err, tt.wantErr)
+				}
+				if w.stops != 1 || len(w.task(0).logins) != 0 {
+					t.Errorf("stopped %d times, logins %q", w.stops, w.task(0).logins)
+				}
+				if task := mustDial(t, d, nil); task.Generation != 2 {
+					t.Errorf("then generation %d", task.Generation)
+				}
+			})
+		})
+	}
+}
+
+func TestWrongHostKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		d := newDialer(w, &Memory{})
+		var log bytes.Buffer
+		d.Log = slog.New(slog.NewTextHandler(&log, nil))
+		mustDial(t, d, nil)
+		task := w.task(0)
+		task.shows = newKey(t)
+		logins, attempts := len(task.logins), 0
+		w.onDial = func(*fakeTask) error { attempts++; return nil }
+		if _, err := d.Dial(t.Context(), alice, nil); !errors.Is(err, ErrHostKey) {
+			t.Errorf("got %v", err)
+		}
+		if attempts != 1 || len(task.logins) != logins || task.rejected != 0 {
+			t.Errorf("%d attempts, %d logins more, %d rejected; want one attempt that sends no login",
+				attempts, len(task.logins)-logins, task.rejected)
+		}
+		if !strings.Contains(log.String(), "level=ERROR") || !strings.Contains(log.String(), ssh.FingerprintSHA256(task.shows.PublicKey())) {
+			t.Errorf("the log does not say so: %s", &log)
+		}
+		if _, _, live := w.counts(); live != 1 || w.stops != 0 {
+			t.Errorf("%d live tasks, %d stops; others may be in it", live, w.stops)
+		}
+	})
+}
+
+func TestFirstContactPinsTheKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		w.noKey = true
+		ledger := &Memory{}
+		d := newDialer(w, ledger)
+		if task := mustDial(t, d, nil); task.HostKey == nil || !equal(task.HostKey, w.key.PublicKey()) {
+			t.Error("the key was not learned")
+		}
+		w.task(0).shows = newKey(t)
+		if _, err := d.Dial(t.Context(), alice, nil); !errors.Is(err, ErrHostKey) {
+			t.Errorf("another key than at first contact: %v", err)
+		}
+		w.task(0).shows = nil
+
+		// A gateway that adopts the task learns the key anew, once.
+		ledger = &Memory{}
+		d = newDialer(w, ledger)
+		if err := d.Adopt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() {
+				conn, err := d.Dial(t.Context(), alice, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				conn.hangUp()
+			})
+		}
+		wg.Wait()
+		w.task(0).shows = newKey(t)
+		if _, err := d.Dial(t.Context(), alice, nil); !errors.Is(err, ErrHostKey) {
+			t.Errorf("another key than at first contact after adoption: %v", err)
+		}
+		if launches, _, _ := w.counts(); launches != 1 {
+			t.Errorf("%d launches", launches)
+		}
+	})
+}
+
+func TestRefusedLoginIsNotRetried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		d := newDialer(w, &Memory{})
+		d.FleetKey = newKey(t)
+		_, err := d.Dial(t.Context(), alice, nil)
+		if !errors.Is(err, errRefused) {
+			t.Errorf("got %v", err)
+		}
+		if got := w.task(0).rejected; got == 0 || got > 2 {
+			t.Errorf("%d logins were tried", got)
+		}
+		if _, _, live := w.counts(); live != 1 {
+			t.Errorf("a bastion others may be in was stopped")
+		}
+	})
+}
+
+// TestTakeover: a gateway that dies during a launch leaves a lease; another
+// waits for it to end, and is given the task the dead one started.
+func TestTakeover(t *testing.T) {
+	for _, started := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			defer w.end()
+			ledger := &Memory{}
+			crashed, heir := newDialer(w, ledger), newDialer(w, ledger)
+			var launches atomic.Int32
+			w.onLaunch = func(ctx context.Context, l Launch) (bool, error) {
+				if launches.Add(1) > 1 {
+					return true, nil
+				}
+				if started {
+					w.launch(l)
+				}
+				<-ctx.Done()
+				return false, ctx.Err()
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			crashed.Dial(ctx, alice, nil)
+
+			began := time.Now()
+			var notes []bool
+			task := mustDial(t, heir, func(starting bool) { notes = append(notes, starting) })
+			if took := time.Since(began); took > lease+w.boot+3*time.Second {
+				t.Errorf("took over after %v", took)
+			}
+			if _, tasks, _ := w.counts(); tasks != 1 || task.Generation != 1 || !slices.Equal(notes, []bool{false}) {
+				t.Errorf("%d tasks, generation %d, notified %v", tasks, task.Generation, notes)
+			}
+			// The first one's StartTimeout must do no harm.
+			crashed.Wait(t.Context())
+			if again := mustDial(t, heir, nil); again.ID != task.ID {
+				t.Errorf("the task was replaced")
+			}
+		})
+	}
+}
+
+// TestTwoGateways: the second sees the first at work, and waits.
+func TestTwoGateways(t *testing.T) {
+	for _, boot := range []time.Duration{5 * time.Second, 2 * time.Minute} { // within the lease, and beyond it
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			defer w.end()
+			w.boot = boot
+			ledger := &Memory{}
+			a, b := newDialer(w, ledger), newDialer(w, ledger)
+			var wg sync.WaitGroup
+			var ids [2]string
+			for i, d := range []*Dialer{a, b} {
+				wg.Go(func() { ids[i] = mustDial(t, d, nil).ID })
+			}
+			wg.Wait()
+			if _, tasks, _ := w.counts(); tasks != 1 || ids[0] != ids[1] {
+				t.Errorf("%d tasks: %q", tasks, ids)
+			}
+		})
+	}
+}
+
+func TestAdopt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		first := mustDial(t, newDialer(w, &Memory{}), nil)
+
+		d := newDialer(w, &Memory{})
+		if err := d.Adopt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if task := mustDial(t, d, func(bool) { t.Error("notified") }); task.ID != first.ID {
+			t.Errorf("got %s, want %s", task.ID, first.ID)
+		}
+		// Once adopted, it is as good as one of our own.
+		w.killIf(func(*fakeTask) bool { return true })
+		if task := mustDial(t, d, nil); task.Generation != 2 {
+			t.Errorf("after its end: generation %d", task.Generation)
+		}
+		// A listing that is behind the ledger changes nothing.
+		if err := d.adopt(t.Context(), Owner{"alice", "default"}, first); err != nil {
+			t.Fatal(err)
+		}
+		if task := mustDial(t, d, nil); task.Generation != 2 {
+			t.Errorf("a stale listing was believed")
+		}
+	})
+}
+
+func TestNoProfile(t *testing.T) {
+	d := newDialer(newWorld(t), &Memory{})
+	_, err := d.Dial(t.Context(), identity.Identity{User: "alice", Profile: "prod"}, nil)
+	if !errors.Is(err, ErrNoProfile) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestWrapConn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		d := newDialer(w, &Memory{})
+		wrapped := 0
+		d.WrapConn = func(c net.Conn) net.Conn { wrapped++; return c }
+		mustDial(t, d, nil)
+		if wrapped != 2 { // the proof that it works, and the user's
+			t.Errorf("wrapped %d connections", wrapped)
+		}
+	})
+}
