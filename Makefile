@@ -1,0 +1,36 @@
+# Everything a developer does here is one of these. Each installs what it needs
+# with apt when run as root, and otherwise says what is missing.
+
+GO ?= go
+
+build:
+	$(GO) build -trimpath -o bin/ ./cmd/...
+
+demo: build
+	bin/gateway demo
+
+test: build
+	scripts/need openssh-client openssh-sftp-server rsync git xauth socat procps
+	$(GO) test ./...
+
+race: build
+	scripts/need openssh-client openssh-sftp-server rsync git xauth socat procps
+	$(GO) test -race ./...
+
+interop: build
+	scripts/need $$(cat interop/packages.txt)
+	interop/run
+
+# Takes an hour with the ten minutes of 2,000 idle connections; ARGS=-quick is
+# a short one.
+bench:
+	scripts/need openssh-client openssh-server
+	$(GO) run ./bench $(ARGS)
+
+lint:
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt -w on these"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	scripts/vulncheck
+
+.PHONY: build demo test race interop bench lint

@@ -1,0 +1,254 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport-ssh/sallyport/internal/bastion"
+	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/relay"
+)
+
+const (
+	// authPatience is how long a user waits for a bastion inside
+	// authentication, where she can be shown progress. Then the login is let
+	// through and the wait goes on in the opening of channels: paramiko gives
+	// up after 30 s of authentication.
+	authPatience = 25 * time.Second
+	// progressEvery is how often a waiting user sees a dot. It also keeps the
+	// connection alive: during authentication OpenSSH hangs up after
+	// ServerAliveInterval × ServerAliveCountMax of silence.
+	progressEvery = 4 * time.Second
+
+	loginGraceDefault = 2 * time.Minute
+)
+
+var (
+	errTooManyConnections = errors.New("too many connections of this user")
+	errGrace              = errors.New("login grace time exceeded")
+	// errNoBastion ends a login whose key was right.
+	errNoBastion = errors.New("no bastion")
+)
+
+// login does the handshake, and with it finds out who the client is and starts
+// getting her a bastion. When it returns without error c.identity and c.dial
+// are set; the bastion may still be starting. c.dial may be set with an error
+// too.
+func (c *conn) login(ctx context.Context, admitted *admission) (relay.Peer, error) {
+	grace := c.LoginGraceTime
+	if grace == 0 {
+		grace = loginGraceDefault
+	}
+	var expired atomic.Bool
+	timer := time.AfterFunc(grace, func() { expired.Store(true); c.wire.Close() })
+	defer timer.Stop()
+
+	version := "SSH-2.0-Sallyport"
+	if c.VersionAddendum != "" {
+		version += " " + c.VersionAddendum
+	}
+	// Exchanged here and not by package ssh, because the answer decides which
+	// ciphers are offered.
+	clientVersion, err := c.wire.ExchangeVersions(version)
+	if err == nil {
+		var sc *ssh.ServerConn
+		var chans <-chan ssh.NewChannel
+		var reqs <-chan *ssh.Request
+		sc, chans, reqs, err = ssh.NewServerConn(c.wire, c.serverConfig(ctx, clientVersion, version, func() {
+			timer.Stop()
+			admitted.release()
+		}))
+		if err == nil {
+			// Nothing but the permissions of the authentication that
+			// succeeded may say who this is.
+			id, ok := sc.Permissions.ExtraData[identityKey{}].(identity.Identity)
+			if !ok {
+				sc.Close()
+				return relay.Peer{}, errors.New("authenticated without an identity")
+			}
+			c.identity = id
+			return relay.Peer{Conn: sc, Chans: chans, Reqs: reqs}, nil
+		}
+	}
+	if expired.Load() {
+		err = errGrace
+	}
+	return relay.Peer{}, err
+}
+
+// identityKey is where login finds the identity in the permissions.
+type identityKey struct{}
+
+// serverConfig decides who may log in. proven is called once the client has
+// proven to be somebody.
+func (c *conn) serverConfig(ctx context.Context, clientVersion, version string, proven func()) *ssh.ServerConfig {
+	var banner ssh.ServerPreAuthConn
+	cfg := &ssh.ServerConfig{
+		Config:                  c.algorithms(clientVersion),
+		ServerVersion:           version,
+		MaxAuthTries:            c.MaxAuthTries,
+		PublicKeyAuthAlgorithms: publicKeyAlgorithms,
+		PreAuthConnCallback:     func(p ssh.ServerPreAuthConn) { banner = p },
+
+		// The key is only offered. Nothing may happen here, and nothing may
+		// be remembered: the client may go on to prove another key, or
+		// another user.
+		PublicKeyCallback: func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+			c.offered = meta.User() // for the log of refusals only
+			user, _ := splitUser(meta.User())
+			grant, err := c.Authorize(user, key, c.client.Addr(), time.Now())
+			if err != nil {
+				return nil, err
+			}
+			p := &ssh.Permissions{}
+			if grant.NoTouchRequired {
+				p.Extensions = map[string]string{"no-touch-required": ""}
+			}
+			return p, nil
+		},
+
+		// The key is proven, for the user name in this very request. Identity
+		// is made here and nowhere else, and money may be spent from here on.
+		VerifiedPublicKeyCallback: func(meta ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions, _ string) (*ssh.Permissions, error) {
+			user, profile := splitUser(meta.User())
+			grant, err := c.Authorize(user, key, c.client.Addr(), time.Now())
+			if err != nil {
+				return nil, err
+			}
+			proven()
+			id := identity.Identity{
+				User:        user,
+				Profile:     profile,
+				Key:         ssh.FingerprintSHA256(key),
+				ConnID:      c.ref,
+				Client:      c.client,
+				Server:      c.server,
+				Permissions: grant.Permissions,
+			}
+			if err := c.getBastion(ctx, id, banner); err != nil {
+				banner.SendAuthBanner(userMessage(err, c.ref) + "\r\n")
+				// No methods are left after this one, so package ssh hangs
+				// up; any other error would end in "Permission denied",
+				// which is not true.
+				return nil, &ssh.PartialSuccessError{}
+			}
+			return &ssh.Permissions{ExtraData: map[any]any{identityKey{}: id}}, nil
+		},
+	}
+	if c.Banner != "" {
+		cfg.BannerCallback = func(ssh.ConnMetadata) string { return c.Banner }
+	}
+	for _, k := range c.HostKeys {
+		cfg.AddHostKey(k)
+	}
+	return cfg
+}
+
+// splitUser takes "alice+prod" apart. The profile of plain "alice" is "default".
+func splitUser(name string) (user, profile string) {
+	user, profile, ok := strings.Cut(name, "+")
+	if !ok {
+		profile = "default"
+	}
+	return user, profile
+}
+
+// getBastion starts dialling the user's bastion and waits for a while, showing
+// progress. It returns nil when the bastion is there or is still starting.
+func (c *conn) getBastion(ctx context.Context, id identity.Identity, banner ssh.ServerPreAuthConn) error {
+	if c.dial != nil {
+		return errors.New("authenticated twice")
+	}
+	if err := c.countUser(id.User); err != nil {
+		c.log.Warn("login refused", "user", id.User, "err", err)
+		return err
+	}
+	c.dial = c.startDial(ctx, id)
+
+	patience := time.NewTimer(authPatience)
+	defer patience.Stop()
+	var dots <-chan time.Time
+	for starting := c.dial.starting; ; {
+		var err error
+		select {
+		case <-c.dial.done:
+			if dots != nil {
+				banner.SendAuthBanner("\r\n")
+			}
+			return c.dial.err
+		case <-starting:
+			starting = nil
+			tick := time.NewTicker(progressEvery)
+			defer tick.Stop()
+			dots = tick.C
+			err = banner.SendAuthBanner(startingMessage)
+		case <-dots:
+			err = banner.SendAuthBanner(".")
+		case <-patience.C:
+			banner.SendAuthBanner("\r\n")
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("client left while its bastion was starting: %w", err)
+		}
+	}
+}
+
+// A dial is the wish for a bastion, under way. It belongs to one connection;
+// the boot that it may have caused does not, and goes on without it.
+type dial struct {
+	starting chan struct{} // closed if the user has to wait
+	done     chan struct{} // closed when conn or err is set
+	conn     *bastion.Conn
+	err      error
+}
+
+func (c *conn) startDial(ctx context.Context, id identity.Identity) *dial {
+	d := &dial{starting: make(chan struct{}), done: make(chan struct{}), err: errNoBastion}
+	go func() { // endDial waits for it
+		defer close(d.done)
+		defer c.recover(c.wire)
+		d.conn, d.err = c.Dial(ctx, id, sync.OnceFunc(func() { close(d.starting) }))
+		switch {
+		case d.err == nil:
+			c.log.Info("connected", "user", id.User, "task", d.conn.Task.ID, "generation", d.conn.Task.Generation)
+			c.keepAlive(d.conn, "bastion")
+		case ctx.Err() != nil: // the client has left, or the gateway is going down
+			d.err = context.Cause(ctx)
+		default:
+			c.log.Error("no bastion for user", "user", id.User, "profile", id.Profile, "err", d.err)
+		}
+	}()
+	return d
+}
+
+// deliver returns where the bastion's connection arrives; nothing does if there
+// is none.
+func (d *dial) deliver() <-chan relay.Peer {
+	server := make(chan relay.Peer, 1)
+	go func() { // ends with the dial
+		defer close(server)
+		if <-d.done; d.err == nil {
+			server <- relay.Peer{Conn: d.conn, Chans: d.conn.Chans, Reqs: d.conn.Reqs}
+		}
+	}()
+	return server
+}
+
+// endDial waits for the dial, which must have been cancelled, and closes what
+// it brought, in case the relay has not.
+func (c *conn) endDial() {
+	if c.dial == nil {
+		return
+	}
+	if <-c.dial.done; c.dial.conn != nil {
+		c.dial.conn.Close()
+	}
+}

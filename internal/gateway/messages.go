@@ -1,0 +1,54 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sallyport-ssh/sallyport/internal/bastion"
+)
+
+// This file holds every sentence the gateway says to a person. The rules:
+//
+//   - Say what happened, then what they can do. Full sentences, no jargon: the
+//     reader knows ssh, not ECS.
+//   - Never include the text of an error. Errors are for the operator's log,
+//     and may name accounts, subnets and roles.
+//   - Where the operator's log has the cause, end with the reference that finds
+//     it there.
+
+// startingMessage is shown before the dots.
+const startingMessage = "Starting your bastion "
+
+// userMessage tells a user why there is no bastion.
+func userMessage(err error, ref string) string {
+	switch {
+	case errors.Is(err, errTooManyConnections):
+		return "You have too many connections open. Please close some and try again."
+	case errors.Is(err, bastion.ErrNoProfile):
+		return "There is no bastion of that name for you. What comes after the + in the user name must be a profile; leave it out for the usual one."
+	case errors.Is(err, bastion.ErrTimeout):
+		return withRef("Your bastion did not start in time. Please try again; if it happens twice, tell your administrator.", ref)
+	case errors.Is(err, bastion.ErrNoAccount):
+		return withRef("There is no account for you on the machine that runs the bastions. Please tell your administrator.", ref)
+	case errors.Is(err, errDraining):
+		return "The gateway is going down for maintenance. Please connect again in a moment."
+	default:
+		return withRef("Your bastion could not be started. Please tell your administrator; the gateway's log has the reason.", ref)
+	}
+}
+
+// lostMessage is what a session sees whose bastion has gone.
+func lostMessage(ref string) string {
+	return withRef("Your bastion has gone, and this session with it. Connect again and you get a new one.", ref)
+}
+
+func drainMessage(drain time.Duration) string {
+	return fmt.Sprintf("The gateway is going down for maintenance; this connection ends in %s at the latest. Your bastion stays: finish what you type, then connect again.", drain.Round(time.Second))
+}
+
+const goodbyeMessage = "The gateway is going down for maintenance. Connect again; your bastion is still there."
+
+func withRef(sentence, ref string) string {
+	return sentence + " (Reference: " + ref + ")"
+}

@@ -1,0 +1,347 @@
+// Package gateway is the SSH server users connect to: it lets them log in, gets
+// each her own bastion, and relays her connection to it.
+//
+// Read a connection's life from [Server.ServeConn] down.
+package gateway
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport-ssh/sallyport/internal/auth"
+	"github.com/sallyport-ssh/sallyport/internal/bastion"
+	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/relay"
+	"github.com/sallyport-ssh/sallyport/internal/wire"
+)
+
+// A Server serves users' connections. Set the fields, then call [Server.Serve];
+// they may not change afterwards. Settings that sshd_config(5) has too mean what
+// they mean there.
+type Server struct {
+	// HostKeys are this gateway's; at least one.
+	HostKeys []ssh.Signer
+	// Authorize says whether a key is a user's, and what it permits. It must
+	// have no effects: it is called for keys that are only offered. What is
+	// wrong with a refused key is for the log, not for the client.
+	Authorize func(user string, key ssh.PublicKey, from netip.Addr, now time.Time) (auth.Grant, error)
+	// Dial finds or starts the user's bastion and connects to it. It is
+	// called only for an identity that has been proven. It calls starting,
+	// at most once, if the user will have to wait. See [bastion.Dialer].
+	Dial func(ctx context.Context, id identity.Identity, starting func()) (*bastion.Conn, error)
+
+	// LoginGraceTime is how long a client may take to prove who it is.
+	// Waiting for a bastion does not count. Zero means two minutes.
+	LoginGraceTime time.Duration
+	// MaxStartups bounds connections that have not proven who they are yet.
+	// PerSourceMaxStartups bounds them per address (IPv4) or /64 (IPv6); zero
+	// is no bound.
+	MaxStartups          Startups
+	PerSourceMaxStartups int
+	// MaxAuthTries is how many keys may fail before the client is cut off;
+	// zero means six.
+	MaxAuthTries int
+	// MaxSessions is how many sessions one connection may have open at once,
+	// and MaxConnections how many connections one user. Zero means ten, and
+	// no bound.
+	MaxSessions, MaxConnections int
+	// ClientAliveInterval is how often a client is asked whether it is still
+	// there, and ClientAliveCountMax how many unanswered questions end the
+	// connection. Zero means 15 s and 4. Bastions are asked the same way.
+	ClientAliveInterval time.Duration
+	ClientAliveCountMax int
+	// Drain is how long sessions may go on when Serve's context ends.
+	Drain time.Duration
+	// Ciphers, MACs and KexAlgorithms are offered to clients; nil means the
+	// defaults (see algorithms.go).
+	Ciphers, MACs, KexAlgorithms []string
+	// VersionAddendum is appended to the version that clients are told.
+	VersionAddendum string
+	// Banner is shown to everybody before authentication; usually empty.
+	Banner string
+
+	Log *slog.Logger
+
+	startups startups
+
+	mu    sync.Mutex
+	conns map[*conn]struct{}
+	users map[string]int // connections per user
+	wg    sync.WaitGroup // connections
+}
+
+// A conn is one user's connection.
+type conn struct {
+	*Server
+	wire *wire.Conn
+	ref  string // names the connection for people and in logs
+	log  *slog.Logger
+
+	client, server netip.AddrPort // the two ends
+	began          time.Time
+
+	// What login leaves behind.
+	offered  string // the user name last asked for, proven or not
+	identity identity.Identity
+	dial     *dial
+	counted  string // the user it counts for; under Server.mu
+
+	relay *relay.Relay // under Server.mu
+}
+
+// Serve accepts and serves connections until ctx ends or the listener fails.
+// When ctx ends it stops accepting, tells every terminal, waits up to s.Drain
+// for the connections to end by themselves, closes the rest, and returns nil.
+// Bastions stay up. Every connection has ended when Serve returns.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	defer stop()
+	// A connection does not end because accepting does.
+	connCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+
+	err := s.accept(connCtx, ln)
+	cancel(errDraining) // nobody waits for a bastion any more
+	if ctx.Err() != nil {
+		err = nil
+		s.drain()
+	}
+	s.closeAll()
+	s.wg.Wait()
+	return err
+}
+
+var errDraining = errors.New("gateway is going down")
+
+func (s *Server) accept(ctx context.Context, ln net.Listener) error {
+	for pause := time.Duration(0); ; {
+		nc, err := ln.Accept()
+		if err == nil {
+			pause = 0
+			s.wg.Go(func() { s.ServeConn(ctx, nc) })
+			continue
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		// Out of file descriptors, most likely. It passes as others leave.
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		s.Log.Error("accept", "err", err, "retry", pause)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// ServeConn serves one user's connection and returns when it has ended. It owns
+// nc. Ending ctx ends the wait for a bastion, not a connection that has one.
+func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
+	c := &conn{Server: s, ref: newRef(), began: time.Now(), client: addrPort(nc.RemoteAddr()), server: addrPort(nc.LocalAddr())}
+	c.log = s.Log.With("conn", c.ref, "remote", nc.RemoteAddr().String())
+	defer c.recover(nc)
+
+	admitted, err := s.startups.admit(c.client.Addr(), s.MaxStartups, s.PerSourceMaxStartups)
+	if err != nil {
+		c.log.Warn("connection refused", "err", err)
+		refuse(nc, "Exceeded MaxStartups\r\n")
+		return
+	}
+	defer admitted.release()
+	c.wire = wire.New(nc)
+	defer c.wire.Close()
+	c.enter()
+	defer c.leave()
+	ctx, cancel := context.WithCancel(ctx)
+	defer c.endDial()
+	defer cancel()
+
+	client, err := c.login(ctx, admitted)
+	if err != nil {
+		c.logRefusal(err)
+		return
+	}
+	c.log.Info("login", "user", c.identity.User, "profile", c.identity.Profile, "key", c.identity.Key,
+		"client", string(client.Conn.ClientVersion()), "ms", time.Since(c.began).Milliseconds())
+	c.keepAlive(client.Conn, "client")
+	byClient, err := c.startRelay(client).Run(c.dial.deliver(), func() string { return userMessage(c.dial.err, c.ref) })
+	end := "bastion"
+	if byClient {
+		end = "client"
+	}
+	c.log.Info("end", "user", c.identity.User, "by", end, "reason", err.Error(), "seconds", int(time.Since(c.began).Seconds()))
+}
+
+// startRelay makes the relay, and makes it known to those who close the
+// gateway.
+func (c *conn) startRelay(client relay.Peer) *relay.Relay {
+	c.Server.mu.Lock()
+	defer c.Server.mu.Unlock()
+	c.relay = &relay.Relay{
+		Client:      client,
+		Permissions: c.identity.Permissions,
+		MaxSessions: c.MaxSessions,
+		Lost:        lostMessage(c.ref),
+		Log:         c.log,
+	}
+	return c.relay
+}
+
+// enter counts the connection in, so that it is told and closed when the
+// gateway goes down.
+func (c *conn) enter() {
+	c.Server.mu.Lock()
+	defer c.Server.mu.Unlock()
+	if c.conns == nil {
+		c.conns = make(map[*conn]struct{})
+	}
+	c.conns[c] = struct{}{}
+}
+
+// leave counts it out.
+func (c *conn) leave() {
+	c.Server.mu.Lock()
+	defer c.Server.mu.Unlock()
+	delete(c.conns, c)
+	if user := c.counted; user != "" {
+		if c.users[user]--; c.users[user] == 0 {
+			delete(c.users, user)
+		}
+	}
+}
+
+// countUser counts the connection among its user's, or refuses it.
+func (c *conn) countUser(user string) error {
+	c.Server.mu.Lock()
+	defer c.Server.mu.Unlock()
+	if c.MaxConnections > 0 && c.users[user] >= c.MaxConnections {
+		return errTooManyConnections
+	}
+	if c.users == nil {
+		c.users = make(map[string]int)
+	}
+	c.users[user]++
+	c.counted = user
+	return nil
+}
+
+// logRefusal says why a client did not get in. Errors of clients that were
+// never one are for debugging only: the internet is full of them.
+func (c *conn) logRefusal(err error) {
+	switch {
+	case c.dial != nil: // proven; the cause has been logged where it was known
+		c.log.Info("login ended without a bastion", "user", c.identity.User)
+	default:
+		c.log.Info("login refused", "user", c.offered, "err", err.Error())
+	}
+}
+
+// drain tells every terminal that the gateway goes down and gives connections
+// the time to end.
+func (s *Server) drain() {
+	s.Log.Info("draining", "connections", s.tell(drainMessage(s.Drain)), "drain", s.Drain.String())
+	deadline := time.Now().Add(s.Drain)
+	for time.Now().Before(deadline) && s.count() > 0 {
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func (s *Server) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}
+
+// tell writes a line to every terminal and returns how many connections there
+// are.
+func (s *Server) tell(line string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		if c.relay != nil {
+			c.relay.Tell(line)
+		}
+	}
+	return len(s.conns)
+}
+
+func (s *Server) closeAll() {
+	if s.tell(goodbyeMessage) > 0 {
+		time.Sleep(100 * time.Millisecond) // for the goodbye to leave
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		c.wire.Close()
+	}
+}
+
+// keepAlive asks the peer every ClientAliveInterval whether it is still there
+// and closes the connection when it has not answered for ClientAliveCountMax
+// intervals. It ends with the connection.
+//
+// It is a timer, not a goroutine, since a goroutine per connection would be
+// asleep nearly always; one exists only while a question is out.
+func (c *conn) keepAlive(peer ssh.Conn, name string) {
+	interval, count := c.ClientAliveInterval, c.ClientAliveCountMax
+	if interval == 0 {
+		interval = 15 * time.Second
+	}
+	if count == 0 {
+		count = 4
+	}
+	var ask *time.Timer
+	ask = time.AfterFunc(interval, func() {
+		dead := time.AfterFunc(interval*time.Duration(count), func() {
+			c.log.Info("no answer to keepalives", "from", name, "for", (interval * time.Duration(count)).String())
+			peer.Close()
+		})
+		_, _, err := peer.SendRequest("keepalive@openssh.com", true, nil)
+		if dead.Stop() && err == nil {
+			ask.Reset(interval)
+		}
+	})
+}
+
+func (c *conn) recover(nc net.Conn) {
+	if p := recover(); p != nil {
+		c.log.Error("panic", "panic", p, "stack", string(debug.Stack()))
+		nc.Close()
+	}
+}
+
+// refuse says something before the identification string, as RFC 4253, section
+// 4.2, allows, and closes the connection.
+func refuse(nc net.Conn, text string) {
+	nc.SetDeadline(time.Now().Add(time.Second))
+	nc.Write([]byte(text))
+	nc.Close()
+}
+
+// newRef returns a short name for a connection, easily read out on the phone.
+func newRef() string {
+	var b [5]byte
+	rand.Read(b[:])
+	return strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := tcp.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
