@@ -1,0 +1,491 @@
+package local
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport-ssh/sallyport/internal/bastion"
+	"github.com/sallyport-ssh/sallyport/internal/identity"
+)
+
+// newLauncher returns a launcher of the test binary's own agents in a fresh
+// folder. All agents in it are killed when the test ends.
+func newLauncher(t *testing.T) *Launcher {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &Launcher{
+		Dir:      filepath.Join(t.TempDir(), "bastions"),
+		Agent:    self,
+		FleetKey: newKey(t).PublicKey(),
+		Account:  "nobody",
+		Log:      slog.New(slog.DiscardHandler),
+	}
+	t.Cleanup(func() {
+		for _, pid := range agents(l) {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	})
+	return l
+}
+
+func newKey(t *testing.T) ssh.Signer {
+	t.Helper()
+	_, priv, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := ssh.NewSignerFromSigner(priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// agents returns the processes that hold a lock in l's folders.
+func agents(l *Launcher) (pids []int) {
+	locks, _ := filepath.Glob(filepath.Join(l.Dir, "*", "agent.lock"))
+	procs, _ := os.ReadDir("/proc")
+	for _, lock := range locks {
+		file, err := os.Stat(lock)
+		if err != nil {
+			continue
+		}
+		for _, proc := range procs {
+			if pid, err := strconv.Atoi(proc.Name()); err == nil && principal(pid) != "" && hasOpen(pid, file) {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+func mustLaunch(t *testing.T, l *Launcher) bastion.Task {
+	t.Helper()
+	task, err := l.Launch(t.Context(), launchAlice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return task
+}
+
+// eventually waits until ok, for so long that only a real fault fails.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	done, _ := await(t.Context(), 30*time.Second, func() (bool, error) { return ok(), nil })
+	if !done {
+		t.Fatalf("never: %s", what)
+	}
+}
+
+func gone(l *Launcher, task bastion.Task) bool {
+	return errors.Is(l.Alive(context.Background(), alice, task.ID), bastion.ErrGone)
+}
+
+func TestLife(t *testing.T) {
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+	t.Setenv("LANG", "C.UTF-8")
+	l := newLauncher(t)
+	first := mustLaunch(t, l)
+	if !regexp.MustCompile(`^local-alice\+default-1-[0-9a-f]{8}$`).MatchString(first.ID) || first.HostKey == nil || first.Generation != 1 {
+		t.Errorf("task %+v", first)
+	}
+	if err := l.Alive(t.Context(), alice, first.ID); err != nil {
+		t.Errorf("after Launch: %v", err)
+	}
+	if err := l.Alive(t.Context(), alice, "local-alice+default-1-00000000"); !errors.Is(err, bastion.ErrGone) {
+		t.Errorf("of another task: %v", err)
+	}
+	log, err := os.ReadFile(filepath.Join(l.Dir, "alice+default", "agent.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := string(log); strings.Contains(s, "hunter2") || !strings.Contains(s, "LANG=C.UTF-8") || !strings.Contains(s, "dir=/ ") || !strings.Contains(s, "leader=true") {
+		t.Errorf("the agent runs with %s", s)
+	}
+	if info, err := os.Stat(filepath.Join(l.Dir, "alice+default")); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("folder: %v %v", info, err)
+	}
+
+	// A live one is returned, whatever generation is asked for.
+	again, err := l.Launch(t.Context(), bastion.Launch{Owner: alice, Generation: 7})
+	if err != nil || again.ID != first.ID || !bytes.Equal(again.HostKey.Marshal(), first.HostKey.Marshal()) {
+		t.Errorf("launched again: %+v, %v", again, err)
+	}
+
+	if err := l.Stop(t.Context(), alice, "local-alice+default-1-00000000"); err != nil || gone(l, first) {
+		t.Errorf("stopping another task: %v", err)
+	}
+	pids := agents(l)
+	if err := l.Stop(t.Context(), alice, first.ID); err != nil {
+		t.Fatal(err)
+	}
+	if !gone(l, first) {
+		t.Error("alive after Stop")
+	}
+	eventually(t, "the agent is reaped", func() bool { return len(pids) == 1 && syscall.Kill(pids[0], 0) == syscall.ESRCH })
+	if err := l.Stop(t.Context(), alice, first.ID); err != nil {
+		t.Errorf("stopped again: %v", err)
+	}
+
+	// Generations only grow, also for a gateway that remembers nothing.
+	restarted := *l
+	if second := mustLaunch(t, &restarted); second.Generation != 2 || second.ID == first.ID {
+		t.Errorf("second task %+v", second)
+	}
+}
+
+func TestManyLaunchOne(t *testing.T) {
+	l := newLauncher(t)
+	var mu sync.Mutex
+	ids := map[string]int{}
+	add := func(id string, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil {
+			t.Error(err)
+		}
+		ids[id]++
+	}
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			task, err := l.Launch(t.Context(), launchAlice)
+			add(task.ID, err)
+		})
+	}
+	for range 4 {
+		wg.Go(func() {
+			out, err := launcherProcess(l, "").Output()
+			add(strings.TrimSpace(string(out)), err)
+		})
+	}
+	wg.Wait()
+	if len(ids) != 1 || len(agents(l)) != 1 {
+		t.Errorf("tasks %v, agents %v", ids, agents(l))
+	}
+}
+
+// launcherProcess is a gateway process that launches alice's bastion.
+func launcherProcess(l *Launcher, mode string) *exec.Cmd {
+	return exec.Command(l.Agent, "launch", l.Dir, string(ssh.MarshalAuthorizedKey(l.FleetKey)), mode)
+}
+
+func TestKilledAgentIsGone(t *testing.T) {
+	l := newLauncher(t)
+	first := mustLaunch(t, l)
+	for _, pid := range agents(l) {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	eventually(t, "a killed agent is gone", func() bool { return gone(l, first) })
+	if tasks, err := l.List(t.Context()); err != nil || len(tasks) != 0 {
+		t.Errorf("listed %v, %v", tasks, err)
+	}
+	if second := mustLaunch(t, l); second.ID == first.ID || len(agents(l)) != 1 {
+		t.Errorf("then %+v, agents %v", second, agents(l))
+	}
+}
+
+// TestAgentOutlivesGateway: an agent started by a process that is gone is found
+// by the next one.
+func TestAgentOutlivesGateway(t *testing.T) {
+	l := newLauncher(t)
+	out, err := launcherProcess(l, "").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := strings.TrimSpace(string(out))
+	if err := os.MkdirAll(filepath.Join(l.Dir, "not an owner"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	os.MkdirAll(filepath.Join(l.Dir, "bob+default"), 0o700) // never had one
+	tasks, err := l.List(t.Context())
+	if err != nil || len(tasks) != 1 || tasks[alice].ID != id || tasks[alice].HostKey == nil {
+		t.Fatalf("listed %v, %v; want %s", tasks, err, id)
+	}
+	if task := mustLaunch(t, l); task.ID != id {
+		t.Errorf("launched %s beside %s", task.ID, id)
+	}
+	if err := l.Stop(t.Context(), alice, id); err != nil || !gone(l, tasks[alice]) {
+		t.Errorf("stopping it: %v", err)
+	}
+}
+
+// TestGatewayKilledMidLaunch: an agent that never reported is of no use to
+// anybody and makes way.
+func TestGatewayKilledMidLaunch(t *testing.T) {
+	l := newLauncher(t)
+	gateway := launcherProcess(l, "mode=mute")
+	if err := gateway.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the agent is started", func() bool { return len(agents(l)) == 1 })
+	orphan := agents(l)[0]
+	gateway.Process.Kill()
+	gateway.Wait()
+
+	if tasks, err := l.List(t.Context()); err != nil || len(tasks) != 0 {
+		t.Errorf("listed a task that is not ready: %v, %v", tasks, err)
+	}
+	task := mustLaunch(t, l)
+	if pids := agents(l); len(pids) != 1 || pids[0] == orphan || task.Generation != 2 {
+		t.Errorf("agents %v after orphan %d, task %+v", pids, orphan, task)
+	}
+}
+
+// TestGatewayKilledAnywhere kills gateways at moments chosen by chance: the
+// next launch must always succeed, and leave one agent.
+func TestGatewayKilledAnywhere(t *testing.T) {
+	l := newLauncher(t)
+	for range 12 {
+		gateway := launcherProcess(l, "")
+		if err := gateway.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(mathrand.N(150 * time.Millisecond))
+		gateway.Process.Kill()
+		gateway.Wait()
+		task := mustLaunch(t, l)
+		if err := l.Alive(t.Context(), alice, task.ID); err != nil {
+			t.Error(err)
+		}
+		if pids := agents(l); len(pids) != 1 {
+			t.Errorf("agents %v", pids)
+		}
+		if err := l.Stop(t.Context(), alice, task.ID); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestUnreadyAgents(t *testing.T) {
+	tests := []struct {
+		mode string
+		want string // in the error
+	}{
+		{"mode=crash", "cannot find my shoes"},
+		{"mode=garbage", "is not on this machine"},
+		{"mode=flood", "EOF"},
+		{"mode=mute", context.DeadlineExceeded.Error()},
+	}
+	for _, tt := range tests {
+		t.Run(tt.mode, func(t *testing.T) {
+			l := newLauncher(t)
+			l.AcceptEnv = []string{tt.mode}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if tt.mode == "mode=mute" {
+				var stop context.CancelFunc
+				ctx, stop = context.WithTimeout(ctx, time.Second)
+				defer stop()
+			}
+			if _, err := l.Launch(ctx, launchAlice); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+			if pids := agents(l); len(pids) != 0 {
+				t.Errorf("left agents %v", pids)
+			}
+			l.AcceptEnv = nil
+			mustLaunch(t, l)
+		})
+	}
+	t.Run("no such program", func(t *testing.T) {
+		l := newLauncher(t)
+		l.Agent = filepath.Join(t.TempDir(), "nothing")
+		if _, err := l.Launch(t.Context(), launchAlice); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestLaunchWaitsNoLongerThanCtx(t *testing.T) {
+	l := newLauncher(t)
+	home, _ := l.folder(alice)
+	os.MkdirAll(home.path, 0o700)
+	unlock, err := home.lock(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	enough := errors.New("enough")
+	cancel(enough)
+	if _, err := l.Launch(ctx, launchAlice); !errors.Is(err, enough) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestStubbornAgentIsKilled(t *testing.T) {
+	l := newLauncher(t)
+	l.AcceptEnv = []string{"mode=stubborn"}
+	task := mustLaunch(t, l)
+	if err := l.Stop(t.Context(), alice, task.ID); err != nil || !gone(l, task) {
+		t.Errorf("stop: %v", err)
+	}
+}
+
+func TestGarbageTaskFile(t *testing.T) {
+	for _, garbage := range []string{"", "{", "null", `{"id":"x"}`, strings.Repeat("x", 2*maxFile)} {
+		l := newLauncher(t)
+		first := mustLaunch(t, l)
+		home, _ := l.folder(alice)
+		if err := os.WriteFile(home.file("task.json"), []byte(garbage), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Alive(t.Context(), alice, first.ID); err == nil || errors.Is(err, bastion.ErrGone) {
+			t.Errorf("%q: Alive says %v, and cannot know", garbage, err)
+		}
+		if tasks, err := l.List(t.Context()); err != nil || len(tasks) != 0 {
+			t.Errorf("%q: listed %v, %v", garbage, tasks, err)
+		}
+		second := mustLaunch(t, l)
+		if pids := agents(l); len(pids) != 1 || second.ID == first.ID {
+			t.Errorf("%q: agents %v, task %+v", garbage, pids, second)
+		}
+	}
+}
+
+func TestAccount(t *testing.T) {
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		user, configured string
+		asRoot, asOther  string // "" for ErrNoAccount
+	}{
+		{"alice", "shared", "shared", "shared"},
+		{"nobody", "", "nobody", me.Username},
+		{"no-such-user-here", "", "", me.Username},
+		{"root", "", "", me.Username},
+	}
+	for _, tt := range tests {
+		want := tt.asOther
+		if os.Geteuid() == 0 {
+			want = tt.asRoot
+		}
+		got, err := (&Launcher{Account: tt.configured}).account(tt.user)
+		if got != want || errors.Is(err, bastion.ErrNoAccount) != (want == "") {
+			t.Errorf("account of %s with %q configured: %q, %v; want %q", tt.user, tt.configured, got, err, want)
+		}
+	}
+}
+
+func TestNamesThatAreNoNames(t *testing.T) {
+	l := newLauncher(t)
+	for _, owner := range []bastion.Owner{
+		{}, {User: "alice"}, {User: "..", Profile: "default"}, {User: "a/b", Profile: "default"},
+		{User: "a+b", Profile: "default"}, {User: "a", Profile: "../x"}, {User: "-a", Profile: "x"},
+		{User: "a\x00", Profile: "x"}, {User: "a\n", Profile: "x"}, {User: strings.Repeat("a", 65), Profile: "x"},
+	} {
+		if _, err := l.Launch(t.Context(), bastion.Launch{Owner: owner}); !errors.Is(err, bastion.ErrNoAccount) {
+			t.Errorf("%q: %v", owner, err)
+		}
+	}
+	if _, err := os.Stat(l.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("something was made: %v", err)
+	}
+}
+
+func TestNoDescriptorLeaks(t *testing.T) {
+	l := newLauncher(t)
+	count := func() int {
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(fds)
+	}
+	cycle := func() {
+		task := mustLaunch(t, l)
+		l.Alive(t.Context(), alice, task.ID)
+		l.List(t.Context())
+		if err := l.Stop(t.Context(), alice, task.ID); err != nil {
+			t.Fatal(err)
+		}
+		l.AcceptEnv = []string{"mode=crash"}
+		l.Launch(t.Context(), launchAlice)
+		l.AcceptEnv = nil
+	}
+	cycle() // the runtime opens some of its own
+	before := count()
+	for range 5 {
+		cycle()
+	}
+	// The handle on a process is closed when it has been reaped.
+	eventually(t, fmt.Sprintf("back to %d descriptors", before), func() bool { return count() <= before })
+}
+
+// TestDialer puts the launcher under the dialer that will use it.
+func TestDialer(t *testing.T) {
+	l := newLauncher(t)
+	fleet := newKey(t)
+	l.FleetKey = fleet.PublicKey()
+	newDialer := func() *bastion.Dialer {
+		return &bastion.Dialer{
+			Ledger:   &bastion.Memory{},
+			Profiles: map[string]bastion.Profile{"default": {Launcher: l, Idle: time.Minute, MaxLife: time.Hour}},
+			FleetKey: fleet,
+			Log:      slog.New(slog.DiscardHandler),
+		}
+	}
+	dial := func(d *bastion.Dialer) bastion.Task {
+		t.Helper()
+		conn, err := d.Dial(t.Context(), identity.Identity{User: "alice", Profile: "default", ConnID: "c"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		return conn.Task
+	}
+	first := newDialer()
+	one := dial(first)
+	if again := dial(first); again.ID != one.ID {
+		t.Errorf("%s, then %s", one.ID, again.ID)
+	}
+	second := newDialer()
+	if err := second.Adopt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if adopted := dial(second); adopted.ID != one.ID {
+		t.Errorf("%s, after a restart %s", one.ID, adopted.ID)
+	}
+	third := newDialer() // knows nothing, and did not ask
+	if found := dial(third); found.ID != one.ID {
+		t.Errorf("%s, without adoption %s", one.ID, found.ID)
+	}
+	if err := l.Stop(t.Context(), alice, one.ID); err != nil {
+		t.Fatal(err)
+	}
+	two := dial(second)
+	if two.ID == one.ID || two.Generation != 2 {
+		t.Errorf("after its end: %+v", two)
+	}
+	// The others find the new one in place of theirs.
+	for _, d := range []*bastion.Dialer{first, third} {
+		if task := dial(d); task.ID != two.ID {
+			t.Errorf("another gateway got %s, not %s", task.ID, two.ID)
+		}
+	}
+}

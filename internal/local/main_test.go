@@ -1,0 +1,164 @@
+package local
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport-ssh/sallyport/internal/bastion"
+	"github.com/sallyport-ssh/sallyport/internal/sshca"
+)
+
+// TestMain makes the test binary two other programs as well: with "serve" it is
+// a small bastion-agent, with "launch" a gateway that launches one bastion.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && (os.Args[1] == "serve" || os.Args[1] == "launch") {
+		time.AfterFunc(2*time.Minute, func() { os.Exit(99) }) // whatever becomes of the test
+	}
+	switch {
+	case len(os.Args) > 1 && os.Args[1] == "serve":
+		if err := agentMain(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "agent:", err)
+			os.Exit(1)
+		}
+	case len(os.Args) > 1 && os.Args[1] == "launch":
+		if err := launchMain(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "launch:", err)
+			os.Exit(1)
+		}
+	default:
+		os.Exit(m.Run())
+	}
+}
+
+// launchMain launches a bastion and prints the task's ID: DIR FLEETKEY MODE.
+func launchMain(args []string) error {
+	key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(args[1]))
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	l := &Launcher{Dir: args[0], Agent: self, FleetKey: key, Account: "nobody", Log: slog.New(slog.DiscardHandler)}
+	if args[2] != "" {
+		l.AcceptEnv = []string{args[2]}
+	}
+	task, err := l.Launch(context.Background(), launchAlice)
+	if err == nil {
+		fmt.Println(task.ID)
+	}
+	return err
+}
+
+// agentMain is a bastion-agent that lets its fleet log in and does no more. A
+// mode, given as --accept-env mode=..., makes it misbehave.
+func agentMain(args []string) error {
+	var accept []string
+	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
+	flags.Func("accept-env", "", func(s string) error { accept = append(accept, s); return nil })
+	listen := flags.String("listen", "", "")
+	flags.String("owner", "", "")
+	flags.String("account", "", "")
+	fleet := flags.String("fleet-key", "", "")
+	principal := flags.String("principal", "", "")
+	flags.Duration("idle", 0, "")
+	flags.Duration("max-life", 0, "")
+	readyFD := flags.Int("ready-fd", -1, "")
+	lockFD := flags.Int("lock-fd", -1, "")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	syscall.CloseOnExec(*lockFD)
+	report := os.NewFile(uintptr(*readyFD), "ready")
+	mode := func(name string) bool { return slices.Contains(accept, "mode="+name) }
+	switch {
+	case mode("crash"):
+		return fmt.Errorf("cannot find my shoes")
+	case mode("mute"):
+		select {}
+	case mode("garbage"):
+		fmt.Fprintln(report, `{"addr":"192.0.2.1:22"}`)
+		select {}
+	case mode("flood"):
+		for {
+			if _, err := report.WriteString(strings.Repeat("x", 1024)); err != nil {
+				select {}
+			}
+		}
+	case mode("stubborn"):
+		signal.Ignore(syscall.SIGTERM)
+	}
+
+	// For the tests to see.
+	dir, _ := os.Getwd()
+	sid, _, _ := syscall.RawSyscall(syscall.SYS_GETSID, 0, 0, 0)
+	fmt.Fprintf(os.Stderr, "dir=%s env=%q leader=%t\n", dir, os.Environ(), int(sid) == os.Getpid())
+
+	fleetKey, _, _, _, err := ssh.ParseAuthorizedKey([]byte(*fleet))
+	if err != nil {
+		return err
+	}
+	_, priv, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return err
+	}
+	host, err := ssh.NewSignerFromSigner(priv)
+	if err != nil {
+		return err
+	}
+	config := &ssh.ServerConfig{PublicKeyCallback: func(_ ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+		_, err := sshca.Verifier{Fleet: fleetKey, Principal: *principal}.Verify(key)
+		return &ssh.Permissions{}, err
+	}}
+	config.AddHostKey(host)
+	ln, err := net.Listen("tcp", *listen)
+	if err != nil {
+		return err
+	}
+	err = json.NewEncoder(report).Encode(map[string]string{
+		"addr":     ln.Addr().String(),
+		"host_key": strings.TrimSpace(string(ssh.MarshalAuthorizedKey(host.PublicKey()))),
+	})
+	if err != nil {
+		return err // nobody knows of us
+	}
+	report.Close()
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close()
+			_, chans, reqs, err := ssh.NewServerConn(c, config)
+			if err != nil {
+				return
+			}
+			go ssh.DiscardRequests(reqs)
+			for ch := range chans {
+				ch.Reject(ssh.Prohibited, "")
+			}
+		}()
+	}
+}
+
+var (
+	alice       = bastion.Owner{User: "alice", Profile: "default"}
+	launchAlice = bastion.Launch{Owner: alice, Generation: 1, Idle: 15 * time.Minute, MaxLife: 12 * time.Hour}
+)
