@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -215,7 +214,7 @@ func (c *conn) startDial(ctx context.Context, id identity.Identity) *dial {
 	go func() { // endDial waits for it
 		defer close(d.done)
 		defer c.recover(c.wire)
-		d.conn, d.err = c.Dial(ctx, id, sync.OnceFunc(func() { close(d.starting) }))
+		d.conn, d.err = c.Dial(ctx, id, func(bool) { close(d.starting) })
 		switch {
 		case d.err == nil:
 			c.log.Info("connected", "user", id.User, "task", d.conn.Task.ID, "generation", d.conn.Task.Generation)

@@ -37,9 +37,9 @@ type Server struct {
 	// wrong with a refused key is for the log, not for the client.
 	Authorize func(user string, key ssh.PublicKey, from netip.Addr, now time.Time) (auth.Grant, error)
 	// Dial finds or starts the user's bastion and connects to it. It is
-	// called only for an identity that has been proven. It calls starting,
-	// at most once, if the user will have to wait. See [bastion.Dialer].
-	Dial func(ctx context.Context, id identity.Identity, starting func()) (*bastion.Conn, error)
+	// called only for an identity that has been proven. It calls notify, at
+	// most once, if the user will have to wait. See [bastion.Dialer.Dial].
+	Dial func(ctx context.Context, id identity.Identity, notify func(starting bool)) (*bastion.Conn, error)
 
 	// LoginGraceTime is how long a client may take to prove who it is.
 	// Waiting for a bastion does not count. Zero means two minutes.
