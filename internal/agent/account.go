@@ -1,0 +1,158 @@
+package agent
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// An Account is the local user that sessions run as.
+type Account struct {
+	Name     string
+	UID, GID uint32
+	// Groups are the supplementary groups.
+	Groups []uint32
+	Home   string
+	// Shell is the login shell; empty means /bin/sh.
+	Shell string
+}
+
+// LookupAccount finds a local account by name: in /etc/passwd, or else by
+// asking getent, which knows of directories too.
+func LookupAccount(name string) (Account, error) {
+	if name == "" || strings.ContainsAny(name, ":\n\x00") || name[0] == '-' {
+		return Account{}, fmt.Errorf("%q cannot be the name of an account", name)
+	}
+	passwd, err := os.ReadFile("/etc/passwd")
+	if err != nil && !os.IsNotExist(err) {
+		return Account{}, err
+	}
+	a, ok := findAccount(passwd, name)
+	if !ok {
+		out, _ := exec.Command("getent", "passwd", name).Output()
+		if a, ok = findAccount(out, name); !ok {
+			return Account{}, fmt.Errorf("there is no account %q on this machine", name)
+		}
+	}
+	u := user.User{Username: a.Name, Uid: strconv.Itoa(int(a.UID)), Gid: strconv.Itoa(int(a.GID))}
+	gids, err := u.GroupIds()
+	if err != nil {
+		return Account{}, fmt.Errorf("looking up the groups of account %s: %w", name, err)
+	}
+	for _, s := range gids {
+		gid, err := strconv.ParseUint(s, 10, 32)
+		if err != nil {
+			return Account{}, fmt.Errorf("looking up the groups of account %s: %w", name, err)
+		}
+		a.Groups = append(a.Groups, uint32(gid))
+	}
+	return a, nil
+}
+
+// findAccount finds name in the lines of a passwd(5) file.
+func findAccount(passwd []byte, name string) (Account, bool) {
+	for lines := bufio.NewScanner(bytes.NewReader(passwd)); lines.Scan(); {
+		f := strings.Split(lines.Text(), ":")
+		if len(f) != 7 || f[0] != name {
+			continue
+		}
+		uid, err1 := strconv.ParseUint(f[2], 10, 32)
+		gid, err2 := strconv.ParseUint(f[3], 10, 32)
+		if err1 != nil || err2 != nil {
+			continue
+		}
+		return Account{Name: name, UID: uint32(uid), GID: uint32(gid), Home: f[5], Shell: f[6]}, true
+	}
+	return Account{}, false
+}
+
+func (a Account) shell() string {
+	if a.Shell == "" {
+		return "/bin/sh"
+	}
+	return a.Shell
+}
+
+// check says whether this process can run things as the account.
+func (a Account) check() error {
+	if euid := os.Geteuid(); euid != 0 && uint32(euid) != a.UID {
+		return fmt.Errorf("only root can run sessions as another account: this is uid %d, %s is %d", euid, a.Name, a.UID)
+	}
+	if a.Home == "" || !strings.HasPrefix(a.Home, "/") {
+		return fmt.Errorf("account %s has no absolute home directory", a.Name)
+	}
+	return nil
+}
+
+// credential is what a child process needs to become the account; nil if this
+// process is it already, and could not set it.
+func (a Account) credential() *syscall.Credential {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	return &syscall.Credential{Uid: a.UID, Gid: a.GID, Groups: a.Groups}
+}
+
+// do runs f with the rights of the account: files it makes belong to the
+// account, files the account may not touch cannot be touched, and sockets it
+// connects carry the account's credentials (SO_PEERCRED). f must not hand work
+// to other goroutines. umask applies to f alone.
+//
+// Linux keeps credentials and umask by thread, and package syscall's Setuid
+// deliberately changes them all; so this makes the system calls itself, on a
+// thread that ends with the goroutine. The real and saved user id stay root's,
+// or the user could signal the thread, and with it this process.
+func (a Account) do(umask int, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread is of no more use
+		var err error
+		defer func() {
+			if r := recover(); r != nil {
+				err = fmt.Errorf("panic: %v", r)
+			}
+			done <- err
+		}()
+		if err = a.assume(umask); err == nil {
+			err = f()
+		}
+	}()
+	return <-done
+}
+
+// assume gives the calling thread the rights of the account.
+func (a Account) assume(umask int) error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return os.NewSyscallError("unshare", err)
+	}
+	unix.Umask(umask)
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	gids := a.Groups
+	if len(gids) == 0 {
+		gids = []uint32{a.GID}
+	}
+	_, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(gids)), uintptr(unsafe.Pointer(&gids[0])), 0)
+	if errno != 0 {
+		return os.NewSyscallError("setgroups", errno)
+	}
+	const keep = ^uintptr(0)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, keep, uintptr(a.GID), keep); errno != 0 {
+		return os.NewSyscallError("setresgid", errno)
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, keep, uintptr(a.UID), keep); errno != 0 {
+		return os.NewSyscallError("setresuid", errno)
+	}
+	return nil
+}

@@ -1,0 +1,272 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A process is a child that leads a session and process group of its own.
+//
+// It is not an os.Process: that needs a thread for each child that is waited
+// for, and cannot signal a group without the risk that the group's number is
+// somebody else's by then.
+type process struct {
+	pid   int
+	pidfd *os.File // nil if the kernel has none
+
+	mu     sync.Mutex
+	reaped bool
+	// hungUp is when hangUp was called; zero if it was not.
+	hungUp time.Time
+	// expired fires hangupGrace after that.
+	expired chan struct{}
+	kill    *time.Timer
+}
+
+// A command is a program to start.
+type command struct {
+	path  string
+	argv  []string
+	env   []string
+	dir   string
+	files [3]*os.File
+	tty   bool // files[0] becomes the controlling terminal
+}
+
+// children has the pids of the processes that are waited for by whoever
+// started them. The lock is held for reading while one is started.
+var children struct {
+	sync.RWMutex
+	pids sync.Map // int -> struct{}
+}
+
+// start starts a command with the rights of the account.
+func (a Account) start(cmd command) (*process, error) {
+	pidfd := -1
+	attr := &syscall.ProcAttr{
+		Dir: cmd.dir,
+		Env: cmd.env,
+		Sys: &syscall.SysProcAttr{
+			Setsid:     true,
+			Setctty:    cmd.tty,
+			Credential: a.credential(),
+			PidFD:      &pidfd,
+		},
+	}
+	for _, f := range cmd.files {
+		attr.Files = append(attr.Files, f.Fd())
+	}
+	children.RLock()
+	pid, err := syscall.ForkExec(cmd.path, cmd.argv, attr)
+	if err == nil {
+		children.pids.Store(pid, struct{}{})
+	}
+	children.RUnlock()
+	runtime.KeepAlive(cmd.files)
+	if err != nil {
+		return nil, err
+	}
+	p := &process{pid: pid, expired: make(chan struct{})}
+	if pidfd >= 0 {
+		unix.SetNonblock(pidfd, true) // or package os would not poll it
+		p.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
+	}
+	return p, nil
+}
+
+// wait returns when the process has ended, and says how. It is called once.
+//
+// A process that was hung up takes its group with it: until hangupGrace has
+// passed, the pid, which is the group's number too, stays taken as long as the
+// group has other members.
+func (p *process) wait() unix.WaitStatus {
+	p.waitExit()
+	p.mu.Lock()
+	hungUp := !p.hungUp.IsZero()
+	p.mu.Unlock()
+	if hungUp {
+		p.waitGroup()
+	}
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var status unix.WaitStatus
+	for {
+		_, err := unix.Wait4(p.pid, &status, 0, nil)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	children.pids.Delete(p.pid)
+	p.reaped = true
+	if p.kill != nil {
+		p.kill.Stop()
+	}
+	if p.pidfd != nil {
+		p.pidfd.Close()
+	}
+	return status
+}
+
+// waitExit returns when the process has ended, and leaves it a zombie.
+func (p *process) waitExit() {
+	if p.pidfd != nil {
+		raw, err := p.pidfd.SyscallConn()
+		if err == nil {
+			// A pidfd gets readable when its process has ended.
+			err = raw.Read(func(fd uintptr) bool {
+				fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+				n, err := unix.Poll(fds, 0)
+				return n > 0 || err != nil && err != unix.EINTR
+			})
+		}
+		if err == nil {
+			return
+		}
+	}
+	for unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+}
+
+// waitGroup returns when the group of the process, which has ended, has no
+// living member, or has been killed.
+func (p *process) waitGroup() {
+	poll := time.NewTicker(50 * time.Millisecond)
+	defer poll.Stop()
+	for groupAlive(p.pid) {
+		select {
+		case <-p.expired:
+			return
+		case <-poll.C:
+		}
+	}
+}
+
+// groupAlive says whether a process group has a member that is not a zombie.
+func groupAlive(pgid int) bool {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return false
+	}
+	for _, e := range entries {
+		if _, err := strconv.Atoi(e.Name()); err != nil {
+			continue
+		}
+		stat, err := os.ReadFile("/proc/" + e.Name() + "/stat")
+		if err != nil {
+			continue // gone
+		}
+		// pid (comm) state ppid pgrp ...; comm may hold anything (proc(5)).
+		f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		if len(f) > 2 && f[0] != "Z" && f[0] != "X" && f[2] == strconv.Itoa(pgid) {
+			return true
+		}
+	}
+	return false
+}
+
+// signal sends sig to the process group. It fails once the process has been
+// waited for: the number may be another's then.
+func (p *process) signal(sig unix.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reaped {
+		return unix.ESRCH
+	}
+	return unix.Kill(-p.pid, sig)
+}
+
+// hangUp tells the process group that nobody is there any more, and kills it
+// after hangupGrace. What called setsid(2) has left the group and lives on, as
+// it does with sshd. It does not wait, and may be called again.
+func (p *process) hangUp() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reaped || !p.hungUp.IsZero() {
+		return
+	}
+	p.hungUp = time.Now()
+	unix.Kill(-p.pid, unix.SIGHUP)
+	unix.Kill(-p.pid, unix.SIGCONT) // or a stopped one would not hear of it
+	p.kill = time.AfterFunc(hangupGrace, func() {
+		p.signal(unix.SIGKILL)
+		close(p.expired)
+	})
+}
+
+// ReapOrphans reaps the processes that became children of this one because
+// their parents ended before them, as process 1 must, until stop is closed.
+// Children of this package's own it leaves to those who wait for them. signals
+// must deliver SIGCHLD.
+func ReapOrphans(signals <-chan os.Signal, stop <-chan struct{}) error {
+	for {
+		if err := reapOrphans(); err != nil {
+			return fmt.Errorf("reaping orphans: %w", err)
+		}
+		select {
+		case <-signals:
+		case <-stop:
+			return nil
+		}
+	}
+}
+
+func reapOrphans() error {
+	// Nobody forks meanwhile: a child that is not in the list yet is no orphan.
+	children.Lock()
+	defer children.Unlock()
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		list, err := os.ReadFile("/proc/self/task/" + t.Name() + "/children")
+		if err != nil {
+			continue // the thread has ended
+		}
+		for pid := range strings.FieldsSeq(string(list)) {
+			pid, err := strconv.Atoi(pid)
+			if err != nil {
+				continue
+			}
+			if _, ours := children.pids.Load(pid); !ours {
+				unix.Wait4(pid, nil, unix.WNOHANG, nil)
+			}
+		}
+	}
+	return nil
+}
+
+// signalNames are the names of RFC 4254 section 6.10.
+var signalNames = map[unix.Signal]string{
+	unix.SIGABRT: "ABRT", unix.SIGALRM: "ALRM", unix.SIGFPE: "FPE", unix.SIGHUP: "HUP",
+	unix.SIGILL: "ILL", unix.SIGINT: "INT", unix.SIGKILL: "KILL", unix.SIGPIPE: "PIPE",
+	unix.SIGQUIT: "QUIT", unix.SIGSEGV: "SEGV", unix.SIGTERM: "TERM",
+	unix.SIGUSR1: "USR1", unix.SIGUSR2: "USR2",
+}
+
+// signalName returns a signal's name on the wire. Signals without a name there
+// get the one sshd uses.
+func signalName(sig unix.Signal) string {
+	if name, ok := signalNames[sig]; ok {
+		return name
+	}
+	return "SIG@openssh.com"
+}
+
+func signalByName(name string) (unix.Signal, bool) {
+	for sig, n := range signalNames {
+		if n == name {
+			return sig, true
+		}
+	}
+	return 0, false
+}

@@ -1,0 +1,193 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"os/user"
+	"strconv"
+
+	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
+)
+
+// A terminal is a session's pseudo terminal.
+type terminal struct {
+	master *os.File
+	// slave is open until the process has it, or the hangup of the terminal
+	// would not end the reading of its output.
+	slave *os.File
+	term  string // the type, for TERM
+}
+
+// openTerminal makes a terminal that belongs to the account.
+func (a Account) openTerminal(r ptyRequest) (*terminal, error) {
+	modes, err := parseModes(r.Modes)
+	if err != nil {
+		return nil, fmt.Errorf("terminal modes: %w", err)
+	}
+	master, slave, err := pty.Open()
+	if err != nil {
+		return nil, fmt.Errorf("opening a terminal: %w", err)
+	}
+	t := &terminal{master: master, slave: slave, term: r.Term}
+	if err := t.setUp(a, r, modes); err != nil {
+		t.close()
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *terminal) setUp(a Account, r ptyRequest, modes []terminalMode) error {
+	if os.Geteuid() == 0 {
+		// As sshd and login do: write(1) and wall(1) run with group tty.
+		gid, mode := int(a.GID), os.FileMode(0o622)
+		if g, err := user.LookupGroup("tty"); err == nil {
+			if n, err := strconv.Atoi(g.Gid); err == nil {
+				gid, mode = n, 0o620
+			}
+		}
+		if err := t.slave.Chown(int(a.UID), gid); err != nil {
+			return err
+		}
+		if err := t.slave.Chmod(mode); err != nil {
+			return err
+		}
+	}
+	if err := setModes(int(t.slave.Fd()), modes); err != nil {
+		return fmt.Errorf("setting terminal modes: %w", err)
+	}
+	return t.resize(windowChangeRequest{r.Cols, r.Rows, r.XPixels, r.YPixels})
+}
+
+func (t *terminal) name() string { return t.slave.Name() }
+
+// resize never blocks; the kernel tells the foreground process group.
+func (t *terminal) resize(r windowChangeRequest) error {
+	return pty.Setsize(t.master, &pty.Winsize{
+		Cols: uint16(r.Cols), Rows: uint16(r.Rows), X: uint16(r.XPixels), Y: uint16(r.YPixels),
+	})
+}
+
+// sendBreak is tcsendbreak(3) with duration 0.
+func (t *terminal) sendBreak() error {
+	return t.control(func(fd int) error { return unix.IoctlSetInt(fd, unix.TCSBRK, 0) })
+}
+
+// hangUp sends SIGHUP to the foreground process group, as losing the line does.
+func (t *terminal) hangUp() {
+	t.control(func(fd int) error {
+		pgrp, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
+		if err != nil || pgrp <= 1 {
+			return err
+		}
+		return unix.Kill(-pgrp, unix.SIGHUP)
+	})
+}
+
+func (t *terminal) control(f func(fd int) error) error {
+	raw, err := t.master.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ferr error
+	if err := raw.Control(func(fd uintptr) { ferr = f(int(fd)) }); err != nil {
+		return err
+	}
+	return ferr
+}
+
+// say writes a line to the terminal itself, like wall(1), unless its output is
+// stopped.
+func (t *terminal) say(line string) {
+	fd, err := unix.Open(t.name(), unix.O_WRONLY|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	unix.Write(fd, []byte("\n"+line+"\n"))
+}
+
+// close hangs up the terminal: its processes get SIGHUP from the kernel.
+func (t *terminal) close() {
+	t.slave.Close()
+	t.master.Close()
+}
+
+// setModes sets a client's terminal modes, and leaves alone what it did not
+// mention.
+func setModes(fd int, modes []terminalMode) error {
+	tio, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return err
+	}
+	for _, m := range modes {
+		applyMode(tio, m)
+	}
+	return unix.IoctlSetTermios(fd, unix.TCSETS, tio)
+}
+
+func applyMode(tio *unix.Termios, m terminalMode) {
+	if i, ok := modeChars[m.Opcode]; ok {
+		tio.Cc[i] = byte(m.Value)
+		if m.Value == 255 { // "no such character"; Linux says 0
+			tio.Cc[i] = 0
+		}
+	} else if f, ok := modeFlags[m.Opcode]; ok {
+		flags := [...]*uint32{&tio.Iflag, &tio.Lflag, &tio.Oflag, &tio.Cflag}[f.set]
+		if m.Value != 0 {
+			*flags |= f.bit
+		} else {
+			*flags &^= f.bit
+		}
+	} else if speed, ok := speeds[m.Value]; ok && m.Opcode == opOSpeed {
+		tio.Cflag = tio.Cflag&^unix.CBAUD | speed
+		tio.Ospeed = speed
+	} else if ok && m.Opcode == opISpeed {
+		tio.Ispeed = speed
+	}
+}
+
+// The opcodes of RFC 4254 section 8, and of RFC 8160 for IUTF8, that Linux has
+// something for.
+const (
+	opISpeed = 128
+	opOSpeed = 129
+)
+
+var modeChars = map[byte]int{
+	1: unix.VINTR, 2: unix.VQUIT, 3: unix.VERASE, 4: unix.VKILL, 5: unix.VEOF, 6: unix.VEOL,
+	7: unix.VEOL2, 8: unix.VSTART, 9: unix.VSTOP, 10: unix.VSUSP, 12: unix.VREPRINT,
+	13: unix.VWERASE, 14: unix.VLNEXT, 16: unix.VSWTC, 18: unix.VDISCARD,
+}
+
+// The four sets of flags of a termios.
+const (
+	iflag = iota
+	lflag
+	oflag
+	cflag
+)
+
+var modeFlags = map[byte]struct {
+	set int
+	bit uint32
+}{
+	30: {iflag, unix.IGNPAR}, 31: {iflag, unix.PARMRK}, 32: {iflag, unix.INPCK}, 33: {iflag, unix.ISTRIP},
+	34: {iflag, unix.INLCR}, 35: {iflag, unix.IGNCR}, 36: {iflag, unix.ICRNL}, 37: {iflag, unix.IUCLC},
+	38: {iflag, unix.IXON}, 39: {iflag, unix.IXANY}, 40: {iflag, unix.IXOFF}, 41: {iflag, unix.IMAXBEL},
+	42: {iflag, unix.IUTF8},
+	50: {lflag, unix.ISIG}, 51: {lflag, unix.ICANON}, 52: {lflag, unix.XCASE}, 53: {lflag, unix.ECHO},
+	54: {lflag, unix.ECHOE}, 55: {lflag, unix.ECHOK}, 56: {lflag, unix.ECHONL}, 57: {lflag, unix.NOFLSH},
+	58: {lflag, unix.TOSTOP}, 59: {lflag, unix.IEXTEN}, 60: {lflag, unix.ECHOCTL}, 61: {lflag, unix.ECHOKE},
+	62: {lflag, unix.PENDIN},
+	70: {oflag, unix.OPOST}, 71: {oflag, unix.OLCUC}, 72: {oflag, unix.ONLCR}, 73: {oflag, unix.OCRNL},
+	74: {oflag, unix.ONOCR}, 75: {oflag, unix.ONLRET},
+	90: {cflag, unix.CS7}, 91: {cflag, unix.CS8}, 92: {cflag, unix.PARENB}, 93: {cflag, unix.PARODD},
+}
+
+var speeds = map[uint32]uint32{
+	0: unix.B0, 50: unix.B50, 75: unix.B75, 110: unix.B110, 134: unix.B134, 150: unix.B150,
+	200: unix.B200, 300: unix.B300, 600: unix.B600, 1200: unix.B1200, 1800: unix.B1800,
+	2400: unix.B2400, 4800: unix.B4800, 9600: unix.B9600, 19200: unix.B19200, 38400: unix.B38400,
+	57600: unix.B57600, 115200: unix.B115200, 230400: unix.B230400,
+}
