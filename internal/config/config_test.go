@@ -1,0 +1,461 @@
+package config
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
+	"encoding/pem"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// site is a folder with all that a configuration may name.
+func site(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"ssh_host_ed25519_key", "other_ed25519_key", "fleet_key", "locked_key"} {
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeKey(t, filepath.Join(dir, name), key)
+	}
+	for name, bits := range map[string]int{"ssh_host_rsa_key": 2048, "weak_rsa_key": 1024} {
+		key, err := rsa.GenerateKey(rand.Reader, bits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeKey(t, filepath.Join(dir, name), key)
+	}
+	write(t, filepath.Join(dir, "open_key"), read(t, filepath.Join(dir, "fleet_key")), 0o640)
+	write(t, filepath.Join(dir, "garbage_key"), []byte("-----BEGIN PRIVATE KEY-----\nhunter2\n"), 0o600)
+	write(t, filepath.Join(dir, "public_key"), read(t, filepath.Join(dir, "fleet_key.pub")), 0o600)
+	write(t, filepath.Join(dir, "big"), bytes.Repeat([]byte("x"), 100<<10), 0o600)
+	write(t, filepath.Join(dir, "banner.txt"), []byte("Keep out.\n"), 0o644)
+	write(t, filepath.Join(dir, "latin1.txt"), []byte("Gr\xfc\xdfe\n"), 0o644)
+	if err := os.Mkdir(filepath.Join(dir, "authorized_keys.d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// writeKey writes a private key, with a passphrase if it is a locked one, and
+// its public key beside it.
+func writeKey(t testing.TB, path string, key crypto.Signer) {
+	t.Helper()
+	block, err := ssh.MarshalPrivateKey(key, "")
+	if strings.HasSuffix(path, "locked_key") {
+		block, err = ssh.MarshalPrivateKeyWithPassphrase(key, "", []byte("secret words"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := ssh.NewPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, path, pem.EncodeToMemory(block), 0o600)
+	write(t, path+".pub", ssh.MarshalAuthorizedKey(public), 0o644)
+}
+
+func read(t testing.TB, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func write(t testing.TB, path string, data []byte, mode os.FileMode) {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, mode); err != nil { // whatever the umask
+		t.Fatal(err)
+	}
+}
+
+// types returns the keys' types, and forgets the keys.
+func types(g *Gateway) (hostKeys []string, fleetKey string) {
+	for _, k := range g.HostKeys {
+		hostKeys = append(hostKeys, k.PublicKey().Type())
+	}
+	fleetKey = g.FleetKey.PublicKey().Type()
+	g.HostKeys, g.FleetKey = nil, nil
+	return hostKeys, fleetKey
+}
+
+// TestExample loads the file that the documentation shows. All but what it has
+// to say is the defaults, so both are held together here.
+func TestExample(t *testing.T) {
+	dir := site(t)
+	path := filepath.Join(dir, "gateway.yaml")
+	write(t, path, read(t, "testdata/gateway.yaml"), 0o644)
+	got, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hostKeys, fleetKey := types(got)
+	if want := []string{"ssh-ed25519", "ssh-rsa"}; !reflect.DeepEqual(hostKeys, want) || fleetKey != "ssh-ed25519" {
+		t.Errorf("host keys %v, fleet key %v", hostKeys, fleetKey)
+	}
+	want := Defaults()
+	want.AuthorizedKeysDir = filepath.Join(dir, "authorized_keys.d")
+	want.Profiles["build"] = Profile{
+		Launcher: "local", Idle: 2 * time.Hour, MaxLife: 24 * time.Hour, StartTimeout: 5 * time.Minute,
+		Local: Local{Account: "builder", Agent: "/usr/lib/sallyport/bastion-agent", AcceptEnv: []string{"LANG", "LC_*"}},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("\n got %+v\nwant %+v", got, want)
+	}
+}
+
+const required = "host_keys: ssh_host_ed25519_key\nfleet_key: fleet_key\nauthorized_keys_dir: authorized_keys.d\n"
+
+// TestRelativeFolder loads a file by a relative path from another folder.
+func TestRelativeFolder(t *testing.T) {
+	dir := site(t)
+	write(t, filepath.Join(dir, "g.yaml"), []byte(required+"state_dir: ../state\n"), 0o644)
+	t.Chdir(filepath.Join(dir, "authorized_keys.d"))
+	g, err := Load("../g.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := filepath.Join(filepath.Dir(dir), "state"); g.StateDir != want {
+		t.Errorf("state_dir is %s, want %s", g.StateDir, want)
+	}
+}
+
+// TestRSASignsWithSHA2Only uses the loaded keys.
+func TestRSASignsWithSHA2Only(t *testing.T) {
+	dir := site(t)
+	g, err := parse([]byte("host_keys: [ssh_host_rsa_key]\nfleet_key: fleet_key\nauthorized_keys_dir: .\n"), "g.yaml", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := g.HostKeys[0].(ssh.MultiAlgorithmSigner)
+	if got, want := key.Algorithms(), []string{ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256}; !reflect.DeepEqual(got, want) {
+		t.Errorf("offers %v, want %v", got, want)
+	}
+	if sig, err := key.SignWithAlgorithm(rand.Reader, []byte("x"), ssh.KeyAlgoRSA); err == nil {
+		t.Errorf("signed with %s", sig.Format)
+	}
+	if _, err := key.SignWithAlgorithm(rand.Reader, []byte("x"), ssh.KeyAlgoRSASHA256); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestValues(t *testing.T) {
+	dir := site(t)
+	tests := []struct {
+		in   string
+		want func(*Gateway)
+	}{
+		{"", func(g *Gateway) {}},
+		{"listen: 127.0.0.1:0", func(g *Gateway) { g.Listen = []string{"127.0.0.1:0"} }},
+		{`listen: [":22", "[::1]:2222"]`, func(g *Gateway) { g.Listen = []string{":22", "[::1]:2222"} }},
+		{"state_dir: state/here", func(g *Gateway) { g.StateDir = filepath.Join(dir, "state/here") }},
+		{"state_dir: /a/../b/", func(g *Gateway) { g.StateDir = "/b" }},
+		{"deployment: 2026-prod_A", func(g *Gateway) { g.Deployment = "2026-prod_A" }},
+		{"login_grace_time: 120", func(g *Gateway) { g.LoginGraceTime = 2 * time.Minute }},
+		{"login_grace_time: 1m30s", func(g *Gateway) { g.LoginGraceTime = 90 * time.Second }},
+		{"drain: 0", func(g *Gateway) { g.Drain = 0 }},
+		{"drain: 1w2d3h", func(g *Gateway) { g.Drain = (9*24 + 3) * time.Hour }},
+		{"drain: 1.5h", func(g *Gateway) { g.Drain = 90 * time.Minute }},
+		{"max_startups: 20", func(g *Gateway) { g.MaxStartups = MaxStartups{20, 100, 20} }},
+		{`max_startups: "5:50:60"`, func(g *Gateway) { g.MaxStartups = MaxStartups{5, 50, 60} }},
+		{"per_source_max_startups: 5", func(g *Gateway) { g.PerSourceMaxStartups = 5 }},
+		{"ciphers: aes192-ctr", func(g *Gateway) { g.Ciphers = []string{"aes192-ctr"} }},
+		{"kex_algorithms: [diffie-hellman-group-exchange-sha256]", func(g *Gateway) { g.KexAlgorithms = []string{"diffie-hellman-group-exchange-sha256"} }},
+		{"version_addendum: Example Corp", func(g *Gateway) { g.VersionAddendum = "Example Corp" }},
+		{"banner: banner.txt", func(g *Gateway) { g.Banner = "Keep out.\n" }},
+		{"profiles:", func(g *Gateway) {}},
+		{"profiles: {prod: }", func(g *Gateway) { g.Profiles["prod"] = defaultProfile() }},
+		{"profiles: {default: {idle: 1d, max_life: 2d, local: }}", func(g *Gateway) {
+			p := defaultProfile()
+			p.Idle, p.MaxLife = 24*time.Hour, 48*time.Hour
+			g.Profiles["default"] = p
+		}},
+		{"profiles: {default: {local: {accept_env: []}}}", func(g *Gateway) {
+			p := defaultProfile()
+			p.Local.AcceptEnv = nil
+			g.Profiles["default"] = p
+		}},
+		{"profiles:\n  a: &x {idle: 1h}\n  b: *x", func(g *Gateway) {
+			p := defaultProfile()
+			p.Idle = time.Hour
+			g.Profiles["a"], g.Profiles["b"] = p, p
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.in, func(t *testing.T) {
+			got, err := parse([]byte(required+tt.in+"\n"), "g.yaml", dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			types(got)
+			want := Defaults()
+			want.AuthorizedKeysDir = filepath.Join(dir, "authorized_keys.d")
+			tt.want(want)
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("\n got %+v\nwant %+v", got, want)
+			}
+		})
+	}
+}
+
+// TestMistakes holds every message to the letter. The text under test stands
+// before what is required, so its lines count from 1.
+func TestMistakes(t *testing.T) {
+	dir := site(t)
+	tests := []struct{ in, want string }{
+		// The form of the file.
+		{"listen: [", `g.yaml:3: not valid YAML: `},
+		{"\tlisten: x", `g.yaml:1: not valid YAML: `},
+		{"--- # one\nlisten: :1\n--- # two", `g.yaml:3: not valid YAML: a second document; there may be only one`},
+		{"HostKeys: x", `g.yaml:1: HostKeys: unknown key; do you mean host_keys?`},
+		{"max-session: 1", `g.yaml:1: max-session: unknown key; do you mean max_sessions?`},
+		{"permit_root_login: no", `g.yaml:1: permit_root_login: unknown key`},
+		{"drain: 1s\ndrain: 2s", `g.yaml:2: drain: given twice; the first is in line 1`},
+		{"drain:", `g.yaml:1: drain: has no value`},
+		{"drain: [1s]", `g.yaml:1: drain: must be a single value`},
+		{"drain:\n  - 1s", `g.yaml:1: drain: must be a single value`},
+		{"profiles: x", `g.yaml:1: profiles: must have keys and values under it`},
+		{"profiles:\n  default: [x]", `g.yaml:2: profiles.default: must have keys and values under it`},
+		{"profiles:\n  default:\n    idel: 1m", `g.yaml:3: profiles.default.idel: unknown key; do you mean idle?`},
+		{"profiles:\n  default:\n    local:\n      shell: zsh", `g.yaml:4: profiles.default.local.shell: unknown key`},
+		{"profiles:\n  a: &a {idle: 1h}\n  b:\n    <<: *a", `g.yaml:4: profiles.b.<<: merging is not supported; write the values out, or use an alias for one value`},
+		{"? [a]\n: b", `g.yaml:1: ?: a key must be a word`},
+		{"listen: &a [*a]", `g.yaml:1: listen: must be a single value`},
+
+		// Addresses.
+		{"listen: 2222", `g.yaml:1: listen: "2222" is not an address; write it like :2222`},
+		{"listen: gateway", `g.yaml:1: listen: "gateway" is not an address; write it like :2222, 10.0.0.1:22 or [::1]:22`},
+		{"listen: ::1:22", `g.yaml:1: listen: "::1:22" is not an address; write it like :2222, 10.0.0.1:22 or [::1]:22`},
+		{"listen: :ssh", `g.yaml:1: listen: ":ssh": "ssh" is not a port; write a number up to 65535`},
+		{"listen: :65536", `g.yaml:1: listen: ":65536": "65536" is not a port; write a number up to 65535`},
+		{"listen: 'a b:1'", `g.yaml:1: listen: "a b:1": "a b" is not a host`},
+		{"listen:\n- :1\n- :2\n- :1", `g.yaml:4: listen: ":1" is listed twice`},
+		{"listen: []", `g.yaml:1: listen: the list is empty`},
+		{"listen:\n- :1\n-", `g.yaml:3: listen: the list has an empty entry`},
+		{"listen: {a: b}", `g.yaml:1: listen: must be a list, or a single value`},
+
+		// Durations and numbers.
+		{"profiles:\n  default:\n    idle: 15 minutes", `g.yaml:3: profiles.default.idle: "15 minutes" is not a duration; write it like 15m`},
+		{"drain: -1s", `g.yaml:1: drain: "-1s" is not a duration; write it like 15m`},
+		{"drain: 1d-1h", `g.yaml:1: drain: "1d-1h" is not a duration; write it like 15m`},
+		{"drain: 1h1d", `g.yaml:1: drain: "1h1d" is not a duration; write it like 15m`},
+		{"drain: 1.5", `g.yaml:1: drain: "1.5" is not a duration; write it like 15m`},
+		{`drain: ""`, `g.yaml:1: drain: "" is not a duration; write it like 15m`},
+		{"drain: 9999w", `g.yaml:1: drain: "9999w" is too long; the most is 10 years`},
+		{"drain: 4294967295", `g.yaml:1: drain: "4294967295" is too long; the most is 10 years`},
+		{"login_grace_time: 0", `g.yaml:1: login_grace_time: "0" is too short; the least is 1s`},
+		{"client_alive_interval: 10ms", `g.yaml:1: client_alive_interval: "10ms" is too short; the least is 1s`},
+		{"max_sessions: 0", `g.yaml:1: max_sessions: "0" is not a whole number from 1 to 10000`},
+		{"max_auth_tries: six", `g.yaml:1: max_auth_tries: "six" is not a whole number from 1 to 100`},
+		{"max_connections_per_user: 1e3", `g.yaml:1: max_connections_per_user: "1e3" is not a whole number from 1 to 1000000`},
+		{"client_alive_count_max: 0", `g.yaml:1: client_alive_count_max: "0" is not a whole number from 1 to 1000`},
+		{"per_source_max_startups: 0", `g.yaml:1: per_source_max_startups: "0" is not a whole number from 1 to 1000000`},
+		{"max_startups: 10:30", `g.yaml:1: max_startups: "10:30" is not start:rate:full; write it like 10:30:100, or as one number`},
+		{"max_startups: a:b:c", `g.yaml:1: max_startups: "a:b:c" is not start:rate:full; write it like 10:30:100, or as one number`},
+		{"max_startups: 10:0:100", `g.yaml:1: max_startups: "10:0:100" is not start:rate:full; write it like 10:30:100, or as one number`},
+		{"max_startups: 10:101:100", `g.yaml:1: max_startups: "10:101:100": the rate is in percent, and 101 is more than 100`},
+		{"max_startups: 100:30:10", `g.yaml:1: max_startups: "100:30:10": start (100) is greater than full (10)`},
+
+		// Algorithms.
+		{"ciphers: [aes128-ctr, chacha20-poly1305@openssh.com]", `g.yaml:1: ciphers: "chacha20-poly1305@openssh.com" is not a cipher that is offered here; there are aes128-gcm@openssh.com, aes256-gcm@openssh.com, aes256-ctr, aes192-ctr, aes128-ctr`},
+		{"ciphers:\n- aes128-ctr\n- aes128-ctr", `g.yaml:3: ciphers: "aes128-ctr" is listed twice`},
+		{"macs: hmac-sha1", `g.yaml:1: macs: "hmac-sha1" is not a MAC that is offered here; there are hmac-sha2-256-etm@openssh.com, hmac-sha2-512-etm@openssh.com, hmac-sha2-256, hmac-sha2-512`},
+		{"kex_algorithms: diffie-hellman-group14-sha1", `g.yaml:1: kex_algorithms: "diffie-hellman-group14-sha1" is not a key exchange that is offered here; there are mlkem768x25519-sha256, `},
+
+		// Names and texts.
+		{"deployment: a/b", `g.yaml:1: deployment: "a/b" is not a name; write 1 to 32 letters, digits, - and _, a letter or digit first`},
+		{`version_addendum: "a\nb"`, `g.yaml:1: version_addendum: must be at most 128 printable ASCII characters`},
+		{"profiles:\n  a b: {}", `g.yaml:2: profiles.a b: "a b" is not a name for a profile; write 1 to 32 letters, digits, - and _, a letter or digit first`},
+		{"profiles: {ctl: {}}", `g.yaml:1: profiles.ctl: the name ctl is taken: it is how users reach their console`},
+		{"profiles:\n  big:\n    launcher: fargate", `g.yaml:3: profiles.big.launcher: this build has no launcher fargate, only local`},
+		{"profiles:\n  big:\n    launcher: docker", `g.yaml:3: profiles.big.launcher: "docker" is not a launcher; this build has local`},
+		{"profiles:\n  big:\n    idle: 2d", `g.yaml:2: profiles.big: max_life (12h0m0s) is shorter than idle (48h0m0s)`},
+		{"profiles: {a: {local: {account: 'a:b'}}}", `g.yaml:1: profiles.a.local.account: "a:b" is not the name of an account`},
+		{"profiles: {a: {local: {agent: ''}}}", `g.yaml:1: profiles.a.local.agent: the path is empty`},
+		{"profiles: {a: {local: {accept_env: [LANG, 'A=B']}}}", `g.yaml:1: profiles.a.local.accept_env: "A=B" is not a pattern for names of variables; write it like LC_*`},
+		{"profiles: {a: {local: {accept_env: '*'}}}", `g.yaml:1: profiles.a.local.accept_env: "*" lets clients set LD_PRELOAD, and with it get around command= in authorized keys`},
+		{"profiles: {a: {local: {accept_env: 'BASH_*'}}}", `g.yaml:1: profiles.a.local.accept_env: "BASH_*" lets clients set BASH_ENV, and with it get around command= in authorized keys`},
+
+		// Files.
+		{"state_dir: ~/state", `g.yaml:1: state_dir: "~/state": ~ is not expanded here; write the path out`},
+		{`state_dir: "a\0b"`, `g.yaml:1: state_dir: the path contains a NUL byte`},
+		{"banner: nowhere", `g.yaml:1: banner: DIR/nowhere: no such file or directory`},
+		{"banner: latin1.txt", `g.yaml:1: banner: DIR/latin1.txt: not UTF-8 text`},
+		{"banner: big", `g.yaml:1: banner: DIR/big: longer than 16384 bytes`},
+		{"banner: .", `g.yaml:1: banner: DIR: not a regular file`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.in, func(t *testing.T) {
+			_, err := parse([]byte(tt.in+"\n"+required), "g.yaml", dir)
+			if err == nil {
+				t.Fatal("no mistake was found")
+			}
+			got := strings.ReplaceAll(err.Error(), dir, "DIR")
+			// What comes from package yaml, and long lists, are compared by
+			// their beginning.
+			if got != tt.want && !(strings.HasSuffix(tt.want, " ") && strings.HasPrefix(got, tt.want)) {
+				t.Errorf("\n got %s\nwant %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestKeyMistakes(t *testing.T) {
+	dir := site(t)
+	tests := []struct{ hostKeys, fleetKey, keysDir, want string }{
+		{"nowhere", "fleet_key", ".", `g.yaml:1: host_keys: DIR/nowhere: no such file or directory`},
+		{"[]", "fleet_key", ".", `g.yaml:1: host_keys: the list is empty`},
+		{".", "fleet_key", ".", `g.yaml:1: host_keys: DIR: not a regular file`},
+		{"big", "fleet_key", ".", `g.yaml:1: host_keys: DIR/big: longer than 65536 bytes`},
+		{"open_key", "fleet_key", ".", `g.yaml:1: host_keys: DIR/open_key: mode 0640 lets others at a private key; chmod 600 it`},
+		{"garbage_key", "fleet_key", ".", `g.yaml:1: host_keys: DIR/garbage_key: is not a private key in a format that is known`},
+		{"public_key", "fleet_key", ".", `g.yaml:1: host_keys: DIR/public_key: is a public key; name the private one, without .pub`},
+		{"locked_key", "fleet_key", ".", `g.yaml:1: host_keys: DIR/locked_key: has a passphrase, which nobody is there to type; take it off with ssh-keygen -p`},
+		{"weak_rsa_key", "fleet_key", ".", `g.yaml:1: host_keys: DIR/weak_rsa_key: is an RSA key that is not of 2048 to 8192 bits`},
+		{"[ssh_host_ed25519_key, other_ed25519_key]", "fleet_key", ".", `g.yaml:1: host_keys: a second ssh-ed25519 key (the first is in line 1); clients are shown one of each type`},
+		{"ssh_host_ed25519_key", "ssh_host_ed25519_key", ".", `g.yaml:2: fleet_key: is a host key as well; who signs logins to bastions must do nothing else`},
+		{"ssh_host_ed25519_key", "[a, b]", ".", `g.yaml:2: fleet_key: must be a single value`},
+		{"ssh_host_ed25519_key", "fleet_key", "nowhere", `g.yaml:3: authorized_keys_dir: DIR/nowhere: no such file or directory`},
+		{"ssh_host_ed25519_key", "fleet_key", "banner.txt", `g.yaml:3: authorized_keys_dir: DIR/banner.txt is not a folder`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.hostKeys+" "+tt.fleetKey+" "+tt.keysDir, func(t *testing.T) {
+			text := "host_keys: " + tt.hostKeys + "\nfleet_key: " + tt.fleetKey + "\nauthorized_keys_dir: " + tt.keysDir + "\n"
+			_, err := parse([]byte(text), "g.yaml", dir)
+			if err == nil {
+				t.Fatal("no mistake was found")
+			}
+			if got := strings.ReplaceAll(err.Error(), dir, "DIR"); got != tt.want {
+				t.Errorf("\n got %s\nwant %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestAllMistakesAtOnce loads testdata/mistakes.yaml, which has many.
+func TestAllMistakesAtOnce(t *testing.T) {
+	_, err := Load("testdata/mistakes.yaml")
+	if err == nil {
+		t.Fatal("no mistake was found")
+	}
+	want := strings.TrimSpace(string(read(t, "testdata/mistakes.txt")))
+	if got := err.Error(); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestEmptyFile names all that is required, and nothing else.
+func TestEmptyFile(t *testing.T) {
+	const want = `g.yaml: authorized_keys_dir is missing; name the folder with one authorized_keys file per user
+g.yaml: fleet_key is missing; name a private key that only gateways have; make one with ssh-keygen -t ed25519 -N "" -f FILE
+g.yaml: host_keys is missing; name at least one private key; make one with ssh-keygen -t ed25519 -N "" -f FILE`
+	for _, text := range []string{"", "\n", "# nothing\n", "---\n", "{}", "null", "---\n...\n"} {
+		if _, err := parse([]byte(text), "g.yaml", "/"); err == nil || err.Error() != want {
+			t.Errorf("%q: got\n%v\nwant\n%s", text, err, want)
+		}
+	}
+}
+
+func TestLoadReadsFilesOnly(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "big.yaml"), bytes.Repeat([]byte("#"), maxFile+1), 0o644)
+	for name, want := range map[string]string{
+		"nowhere.yaml": "no such file",
+		".":            "not a regular file",
+		"big.yaml":     "longer than 1048576 bytes",
+	} {
+		if _, err := Load(filepath.Join(dir, name)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want one with %q", name, err, want)
+		}
+	}
+}
+
+// TestDefaultsAreFresh changes one set of defaults, and looks at the next.
+func TestDefaultsAreFresh(t *testing.T) {
+	g := Defaults()
+	g.Ciphers[0] = "none"
+	g.Profiles["default"].Local.AcceptEnv[0] = "X"
+	delete(g.Profiles, "default")
+	if next := Defaults(); next.Ciphers[0] != ssh.CipherAES128GCM || next.Profiles["default"].Local.AcceptEnv[0] != "LANG" {
+		t.Errorf("%+v", next)
+	}
+}
+
+// TestKeygenFormats parses what the real ssh-keygen writes.
+func TestKeygenFormats(t *testing.T) {
+	dir := t.TempDir()
+	for name, args := range map[string][]string{
+		"openssh": {"-t", "ed25519"},
+		"pkcs1":   {"-t", "rsa", "-b", "2048", "-m", "PEM"},
+		"sec1":    {"-t", "ecdsa", "-m", "PEM"},
+		"pkcs8":   {"-t", "ecdsa", "-m", "PKCS8"},
+	} {
+		args = append(args, "-q", "-N", "", "-f", filepath.Join(dir, name))
+		if out, err := exec.Command("ssh-keygen", args...).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		data := read(t, filepath.Join(dir, name))
+		if block, _ := pem.Decode(data); block == nil || (block.Type == "OPENSSH PRIVATE KEY") != (name == "openssh") {
+			t.Fatalf("ssh-keygen did not write %s", name)
+		}
+		if _, err := parsePrivateKey(data); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	dir := site(f)
+	example := read(f, "testdata/gateway.yaml")
+	for _, s := range []string{
+		"", string(example), required, required + "profiles: {a: {idle: 1d}}", "a: &a [*a]", "&a {profiles: *a}", "<<: {}", "? {a: b}\n: c",
+		"--- x\n--- y", "listen: [:1, :2]", "max_startups: 1:2:3", "\xff\xfe", "profiles:\n  <<: *x", "!!binary x", "- a", required + "drain: !!float 1",
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		// Paths of the machine that runs the test are none of its business.
+		if bytes.ContainsAny(data, "/\\") || bytes.Contains(data, []byte("..")) {
+			return
+		}
+		g, err := parse(data, "g.yaml", dir)
+		if err != nil {
+			if g != nil {
+				t.Error("a configuration beside an error")
+			}
+			for line := range strings.SplitSeq(err.Error(), "\n") {
+				if !strings.HasPrefix(line, "g.yaml:") {
+					t.Errorf("a mistake without its place: %q", line)
+				}
+			}
+			return
+		}
+		p, ok := g.Profiles["default"]
+		if !ok || p.Launcher != "local" || p.Idle < time.Second || p.MaxLife < p.Idle || p.StartTimeout < time.Second {
+			t.Errorf("default profile %+v", p)
+		}
+		if len(g.Listen) == 0 || len(g.HostKeys) == 0 || g.FleetKey == nil || g.AuthorizedKeysDir == "" || g.StateDir == "" || g.Deployment == "" ||
+			g.LoginGraceTime < time.Second || g.MaxStartups.Start < 1 || g.MaxStartups.Full < g.MaxStartups.Start || g.MaxAuthTries < 1 ||
+			g.MaxSessions < 1 || g.MaxConnectionsPerUser < 1 || g.ClientAliveInterval < time.Second || g.ClientAliveCountMax < 1 || g.Drain < 0 ||
+			len(g.Ciphers) == 0 || len(g.MACs) == 0 || len(g.KexAlgorithms) == 0 {
+			t.Errorf("not usable: %+v", g)
+		}
+	})
+}
