@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sallyport-ssh/sallyport/internal/auth"
+	"github.com/sallyport-ssh/sallyport/internal/bastion"
+	"github.com/sallyport-ssh/sallyport/internal/config"
+	"github.com/sallyport-ssh/sallyport/internal/gateway"
+	"github.com/sallyport-ssh/sallyport/internal/local"
+	"github.com/sallyport-ssh/sallyport/internal/wire"
+)
+
+type serveCmd struct {
+	Config string `required:"" placeholder:"FILE" help:"The configuration."`
+}
+
+// Run serves until SIGTERM or SIGINT.
+func (c *serveCmd) Run(ctx context.Context, s streams) error {
+	cfg, err := config.Load(c.Config)
+	if err != nil {
+		return err
+	}
+	var listeners []net.Listener
+	for _, addr := range cfg.Listen {
+		ln, err := net.Listen("tcp", addr)
+		if err != nil {
+			return err
+		}
+		defer ln.Close()
+		listeners = append(listeners, ln)
+	}
+	return serve(ctx, cfg, listeners, s.err)
+}
+
+type checkCmd struct {
+	Config string `required:"" placeholder:"FILE" help:"The configuration."`
+}
+
+// Run reads the configuration and everything it names.
+func (c *checkCmd) Run(s streams) error {
+	cfg, err := config.Load(c.Config)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(auth.Check(cfg.AuthorizedKeysDir)...); err != nil {
+		return err
+	}
+	if _, err := profiles(cfg, slog.New(slog.DiscardHandler)); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(s.out, "%s: ok\n", c.Config)
+	return err
+}
+
+// serve runs a gateway on the listeners, which it closes, until ctx ends.
+func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, stderr io.Writer) error {
+	log := slog.New(slog.NewJSONHandler(stderr, nil))
+	kinds, err := profiles(cfg, log)
+	if err != nil {
+		return err
+	}
+	dialer := &bastion.Dialer{
+		Ledger:   &bastion.Memory{},
+		Profiles: kinds,
+		FleetKey: cfg.FleetKey,
+		WrapConn: func(nc net.Conn) net.Conn { return wire.New(nc) },
+		Log:      log,
+	}
+	if err := dialer.Adopt(ctx); err != nil {
+		return err
+	}
+	keys := &auth.Keys{Dir: cfg.AuthorizedKeysDir, Log: log}
+	server := &gateway.Server{
+		HostKeys:             cfg.HostKeys,
+		Authorize:            keys.Authorize,
+		Dial:                 dialer.Dial,
+		LoginGraceTime:       cfg.LoginGraceTime,
+		MaxStartups:          gateway.Startups(cfg.MaxStartups),
+		PerSourceMaxStartups: cfg.PerSourceMaxStartups,
+		MaxAuthTries:         cfg.MaxAuthTries,
+		MaxSessions:          cfg.MaxSessions,
+		MaxConnections:       cfg.MaxConnectionsPerUser,
+		ClientAliveInterval:  cfg.ClientAliveInterval,
+		ClientAliveCountMax:  cfg.ClientAliveCountMax,
+		Drain:                cfg.Drain,
+		Ciphers:              cfg.Ciphers,
+		MACs:                 cfg.MACs,
+		KexAlgorithms:        cfg.KexAlgorithms,
+		VersionAddendum:      cfg.VersionAddendum,
+		Banner:               cfg.Banner,
+		Log:                  log,
+	}
+
+	g, ctx := errgroup.WithContext(ctx)
+	for _, ln := range listeners {
+		log.Info("listening", "addr", ln.Addr().String())
+		g.Go(func() error { return server.Serve(ctx, ln) })
+	}
+	g.Go(func() error { returnMemory(ctx); return nil })
+	err = g.Wait()
+	log.Info("stopped")
+	return err
+}
+
+// profiles makes the configured kinds of bastions.
+func profiles(cfg *config.Gateway, log *slog.Logger) (map[string]bastion.Profile, error) {
+	kinds := make(map[string]bastion.Profile)
+	for name, p := range cfg.Profiles {
+		agent := p.Local.Agent
+		if agent == "" {
+			self, err := os.Executable()
+			if err != nil {
+				return nil, err
+			}
+			agent = filepath.Join(filepath.Dir(self), "bastion-agent")
+		}
+		if _, err := os.Stat(agent); err != nil {
+			return nil, fmt.Errorf("profile %s: the program that is to run in its bastions: %w (it belongs beside the gateway; profiles.%s.local.agent can name another place)", name, err, name)
+		}
+		kinds[name] = bastion.Profile{
+			Launcher: &local.Launcher{
+				Dir:       filepath.Join(cfg.StateDir, "bastions"),
+				Agent:     agent,
+				FleetKey:  cfg.FleetKey.PublicKey(),
+				Account:   p.Local.Account,
+				AcceptEnv: p.Local.AcceptEnv,
+				Log:       log,
+			},
+			Idle:         p.Idle,
+			MaxLife:      p.MaxLife,
+			StartTimeout: p.StartTimeout,
+		}
+	}
+	return kinds, nil
+}
+
+// returnMemory gives memory back to the system now and then. After a burst the
+// runtime keeps about as much as it used then, which is a lot to hold for
+// connections that have fallen silent.
+func returnMemory(ctx context.Context) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			debug.FreeOSMemory()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
