@@ -20,6 +20,7 @@ package bastion
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -32,6 +33,9 @@ type Owner struct {
 
 // String returns user+profile, the form people type before the "@".
 func (o Owner) String() string { return o.User + "+" + o.Profile }
+
+// LogValue implements [slog.LogValuer].
+func (o Owner) LogValue() slog.Value { return slog.StringValue(o.String()) }
 
 // A Task is one running bastion.
 type Task struct {

@@ -194,9 +194,9 @@ func (d *Dialer) run(ctx context.Context, owner Owner, profile Profile, b *boot)
 	// Those who asked for it may be gone, so success and failure are logged
 	// here too.
 	if b.err != nil {
-		log.Error("bastion did not start", "after", time.Since(began), "err", b.err)
+		log.Error("bastion did not start", "ms", time.Since(began).Milliseconds(), "err", b.err)
 	} else {
-		log.Info("bastion runs", "after", time.Since(began), "task", b.entry.Task.ID, "addr", b.entry.Task.Addr)
+		log.Info("bastion runs", "ms", time.Since(began).Milliseconds(), "task", b.entry.Task.ID, "addr", b.entry.Task.Addr)
 	}
 
 	d.mu.Lock()
