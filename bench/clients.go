@@ -1,0 +1,265 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sync/errgroup"
+)
+
+// A client is one connection with one session in which cat runs. A gateway sees
+// no difference between this and the stock client, of which two thousand would
+// not fit on a small machine.
+type client struct {
+	conn *ssh.Client
+	in   io.WriteCloser
+	out  io.Reader
+}
+
+// memory measures what an idle connection with one open session costs: on the
+// gateway what its process grows by, on sshd the processes of the connection.
+// Only private memory counts, that is what an end would set free.
+func (b *bench) memory(ctx context.Context) ([]row, error) {
+	warm, err := b.openClients(ctx, b.gateway, users) // starts all bastions, too
+	defer func() { closeClients(warm) }()
+	if err != nil {
+		return nil, err
+	}
+	before, err := b.settled(ctx, b.gateway.pid)
+	if err != nil {
+		return nil, err
+	}
+	held, err := b.openClients(ctx, b.gateway, b.clients)
+	defer func() { closeClients(held) }()
+	if err != nil {
+		return nil, err
+	}
+	after, err := b.settled(ctx, b.gateway.pid)
+	if err != nil {
+		return nil, err
+	}
+	if err := aliveClients(held); err != nil {
+		return nil, err
+	}
+	b.log.Info("gateway memory", "before_KiB", before, "after_KiB", after, "connections", len(held))
+
+	atSSHD, err := b.openClients(ctx, b.sshd, b.sshdClients)
+	defer func() { closeClients(atSSHD) }()
+	if err != nil {
+		return nil, err
+	}
+	var sshd float64
+	for _, pid := range descendants(b.sshd.pid) {
+		// The session's own command is no part of the server.
+		if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); string(name) != "sshd\n" {
+			continue
+		}
+		kib, err := privateKiB(pid)
+		if err != nil {
+			return nil, fmt.Errorf("memory of sshd: %w", err)
+		}
+		sshd += kib
+	}
+	return []row{{
+		What: "private memory per idle connection with a session", Goal: "<= 64 KiB", Unit: "KiB",
+		Sallyport: samples{(after - before) / float64(len(held))},
+		SSHD:      samples{sshd / float64(len(atSSHD))},
+		Note:      fmt.Sprintf("gateway alone, %d connections; sshd, %d", len(held), len(atSSHD)),
+	}}, nil
+}
+
+// settled is the lowest private memory of a process during b.settle, in KiB.
+func (b *bench) settled(ctx context.Context, pid int) (float64, error) {
+	lowest := math.Inf(1)
+	for deadline := time.Now().Add(b.settle); ; {
+		kib, err := privateKiB(pid)
+		if err != nil {
+			return 0, fmt.Errorf("memory of the gateway: %w", err)
+		}
+		lowest = min(lowest, kib)
+		if !time.Now().Before(deadline) {
+			return lowest, nil
+		}
+		if err := sleep(ctx, time.Second); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// idle holds many connections, does nothing for a while, and looks whether they
+// are all alive and what the gateway did meanwhile.
+func (b *bench) idle(ctx context.Context) ([]row, error) {
+	began := time.Now()
+	held, err := b.openClients(ctx, b.gateway, b.idleClients)
+	defer func() { closeClients(held) }()
+	if err != nil {
+		return nil, err
+	}
+	b.log.Info("idle connections are open", "connections", len(held), "took", time.Since(began).Round(time.Millisecond))
+	if err := sleep(ctx, 5*time.Second); err != nil { // the logins' garbage
+		return nil, err
+	}
+	cpu0, err := cpuSeconds(b.gateway.pid)
+	if err != nil {
+		return nil, err
+	}
+	began = time.Now()
+	if err := sleep(ctx, b.settings.idle); err != nil {
+		return nil, err
+	}
+	cpu1, err := cpuSeconds(b.gateway.pid)
+	if err != nil {
+		return nil, err
+	}
+	percent := 100 * (cpu1 - cpu0) / time.Since(began).Seconds()
+	kib, err := privateKiB(b.gateway.pid)
+	if err != nil {
+		return nil, err
+	}
+	alive := 0
+	var died error
+	for _, c := range held {
+		if err := c.alive(); err != nil {
+			died = err
+		} else {
+			alive++
+		}
+	}
+	if died != nil {
+		b.log.Error("a connection is dead", "err", died)
+	}
+	note := fmt.Sprintf("%d connections for %v", len(held), b.settings.idle)
+	return []row{
+		{What: "idle connections alive at the end", Goal: "all", Unit: fmt.Sprintf("of %d", len(held)), Sallyport: samples{float64(alive)}, Note: note},
+		{What: "gateway CPU while idle", Goal: "< 5 %", Unit: "% of a core", Sallyport: samples{percent}, Note: note},
+		{What: "gateway memory while idle", Unit: "MiB private", Sallyport: samples{kib / 1024}, Note: note},
+	}, nil
+}
+
+// openClients opens n connections, each with a session; at the gateway they
+// belong to all users in turn. On an error it returns those it has opened.
+func (b *bench) openClients(ctx context.Context, s server, n int) ([]*client, error) {
+	pem, err := os.ReadFile(b.key)
+	if err != nil {
+		return nil, err
+	}
+	key, err := ssh.ParsePrivateKey(pem)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", b.key, err)
+	}
+	public, err := os.ReadFile(b.path(s.name + "_key.pub"))
+	if err != nil {
+		return nil, err
+	}
+	hostKey, _, _, _, err := ssh.ParseAuthorizedKey(public)
+	if err != nil {
+		return nil, fmt.Errorf("%s_key.pub: %w", s.name, err)
+	}
+	var (
+		mu   sync.Mutex
+		open []*client
+	)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(8)
+	for i := range n {
+		g.Go(func() error {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			config := &ssh.ClientConfig{
+				User:            s.user,
+				Auth:            []ssh.AuthMethod{ssh.PublicKeys(key)},
+				HostKeyCallback: ssh.FixedHostKey(hostKey),
+				Timeout:         30 * time.Second,
+			}
+			if s.name == b.gateway.name {
+				config.User = userName(i % users)
+			}
+			c, err := openClient(s.addr, config)
+			if err != nil {
+				return fmt.Errorf("connection %d of %d to %s as %s: %w\n%s", i+1, n, s.name, config.User, err, b.logOf(s.name))
+			}
+			mu.Lock()
+			open = append(open, c)
+			mu.Unlock()
+			return nil
+		})
+	}
+	err = g.Wait()
+	return open, err
+}
+
+func openClient(addr string, config *ssh.ClientConfig) (*client, error) {
+	conn, err := ssh.Dial("tcp", addr, config)
+	if err != nil {
+		return nil, err
+	}
+	c := &client{conn: conn}
+	session, err := conn.NewSession()
+	if err == nil {
+		c.in, err = session.StdinPipe()
+	}
+	if err == nil {
+		c.out, err = session.StdoutPipe()
+	}
+	if err == nil {
+		err = session.Start("exec cat")
+	}
+	if err == nil {
+		err = c.alive() // until cat runs, the session is not what it will be
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// alive asks the server for a keepalive and the session for an echo.
+func (c *client) alive() error {
+	// A connection that does not answer in time is dead.
+	timer := time.AfterFunc(30*time.Second, func() { c.conn.Close() })
+	defer timer.Stop()
+	if _, _, err := c.conn.SendRequest("keepalive@openssh.com", true, nil); err != nil {
+		return fmt.Errorf("keepalive: %w", err)
+	}
+	var back [1]byte
+	if _, err := c.in.Write([]byte{'x'}); err != nil {
+		return fmt.Errorf("writing to the session: %w", err)
+	}
+	if _, err := io.ReadFull(c.out, back[:]); err != nil {
+		return fmt.Errorf("reading from the session: %w", err)
+	}
+	return nil
+}
+
+func aliveClients(clients []*client) error {
+	var errs []error
+	for _, c := range clients {
+		errs = append(errs, c.alive())
+	}
+	return errors.Join(errs...)
+}
+
+func closeClients(clients []*client) {
+	for _, c := range clients {
+		c.conn.Close()
+	}
+}
+
+// sleep returns early, with an error, when ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(d):
+		return nil
+	}
+}
