@@ -107,7 +107,7 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 		if entry.State != Running {
 			b, mine := d.join(ctx, owner, profile)
 			if notify != nil {
-				notify(mine && entry.State == Idle)
+				notify(mine && !entry.leased())
 				notify = nil
 			}
 			if entry, err = b.wait(ctx); err != nil {
@@ -222,7 +222,7 @@ func (d *Dialer) start(ctx context.Context, owner Owner, profile Profile) (Entry
 		if entry.State == Running {
 			return entry, nil
 		}
-		if entry.State == Starting && time.Now().Before(entry.Lease) {
+		if entry.leased() {
 			if err := sleep(ctx, time.Second); err != nil {
 				return Entry{}, fmt.Errorf("waiting for another gateway to start it: %w", err)
 			}
@@ -551,6 +551,9 @@ func (d *Dialer) Wait(ctx context.Context) error {
 		}
 	}
 }
+
+// leased reports whether somebody is starting the bastion, as far as is known.
+func (e Entry) leased() bool { return e.State == Starting && time.Now().Before(e.Lease) }
 
 func equal(a, b ssh.PublicKey) bool { return bytes.Equal(a.Marshal(), b.Marshal()) }
 

@@ -338,7 +338,13 @@ func TestLaunchFailures(t *testing.T) {
 				if err == nil {
 					conn.hangUp()
 				}
-				if task := mustDial(t, d, nil); task.Generation != tt.wantGeneration {
+				// Who tries again begins a start, and does not join one.
+				again := func(starting bool) {
+					if !starting {
+						t.Error("joined a start that had failed")
+					}
+				}
+				if task := mustDial(t, d, again); task.Generation != tt.wantGeneration {
 					t.Errorf("generation %d, want %d", task.Generation, tt.wantGeneration)
 				}
 				if _, _, live := w.counts(); live != 1 {
@@ -568,6 +574,24 @@ func TestAdopt(t *testing.T) {
 			t.Errorf("a stale listing was believed")
 		}
 	})
+}
+
+func TestMemorySwap(t *testing.T) {
+	var m Memory
+	owner := Owner{"alice", "default"}
+	first, err := m.Swap(t.Context(), owner, Entry{}, Entry{Generation: 1, Version: 99})
+	if err != nil || first.Version != 1 {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	if _, err := m.Swap(t.Context(), owner, Entry{}, Entry{Generation: 2}); !errors.Is(err, ErrConflict) {
+		t.Errorf("swapped what has changed: %v", err)
+	}
+	if now, err := m.Get(t.Context(), owner); err != nil || now.Generation != 1 {
+		t.Errorf("%+v, %v", now, err)
+	}
+	if other, err := m.Get(t.Context(), Owner{"alice", "prod"}); err != nil || other.Version != 0 {
+		t.Errorf("%+v, %v", other, err)
+	}
 }
 
 func TestNoProfile(t *testing.T) {

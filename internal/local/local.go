@@ -22,6 +22,7 @@ package local
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,7 +43,8 @@ import (
 )
 
 const (
-	// stopGrace is how long an agent has between SIGTERM and SIGKILL.
+	// stopGrace is how long an agent has between SIGTERM and SIGKILL, for its
+	// sessions to end.
 	stopGrace = 10 * time.Second
 	// killGrace is how long the kernel may take to end a killed process.
 	killGrace = 5 * time.Second
@@ -67,6 +69,8 @@ type Launcher struct {
 	// AcceptEnv are patterns of the environment variables clients may set.
 	AcceptEnv []string
 	Log       *slog.Logger
+
+	grace time.Duration // in place of stopGrace if not zero; tests are in a hurry
 }
 
 // Launch implements [bastion.Launcher]. It never starts a second agent for an
@@ -349,7 +353,7 @@ func (l *Launcher) Stop(ctx context.Context, owner bastion.Owner, taskID string)
 	if err := home.signal(is, syscall.SIGTERM); err != nil {
 		return fmt.Errorf("stopping %s: %w", taskID, err)
 	}
-	done, err := await(ctx, stopGrace, gone)
+	done, err := await(ctx, cmp.Or(l.grace, stopGrace), gone)
 	if done || err != nil {
 		return err
 	}

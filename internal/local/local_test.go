@@ -157,6 +157,7 @@ func TestLife(t *testing.T) {
 }
 
 func TestManyLaunchOne(t *testing.T) {
+	t.Parallel()
 	l := newLauncher(t)
 	var mu sync.Mutex
 	ids := map[string]int{}
@@ -193,6 +194,7 @@ func launcherProcess(l *Launcher, mode string) *exec.Cmd {
 }
 
 func TestKilledAgentIsGone(t *testing.T) {
+	t.Parallel()
 	l := newLauncher(t)
 	first := mustLaunch(t, l)
 	for _, pid := range agents(l) {
@@ -210,6 +212,7 @@ func TestKilledAgentIsGone(t *testing.T) {
 // TestAgentOutlivesGateway: an agent started by a process that is gone is found
 // by the next one.
 func TestAgentOutlivesGateway(t *testing.T) {
+	t.Parallel()
 	l := newLauncher(t)
 	out, err := launcherProcess(l, "").Output()
 	if err != nil {
@@ -235,6 +238,7 @@ func TestAgentOutlivesGateway(t *testing.T) {
 // TestGatewayKilledMidLaunch: an agent that never reported is of no use to
 // anybody and makes way.
 func TestGatewayKilledMidLaunch(t *testing.T) {
+	t.Parallel()
 	l := newLauncher(t)
 	gateway := launcherProcess(l, "mode=mute")
 	if err := gateway.Start(); err != nil {
@@ -257,6 +261,7 @@ func TestGatewayKilledMidLaunch(t *testing.T) {
 // TestGatewayKilledAnywhere kills gateways at moments chosen by chance: the
 // next launch must always succeed, and leave one agent.
 func TestGatewayKilledAnywhere(t *testing.T) {
+	t.Parallel()
 	l := newLauncher(t)
 	for range 12 {
 		gateway := launcherProcess(l, "")
@@ -280,6 +285,7 @@ func TestGatewayKilledAnywhere(t *testing.T) {
 }
 
 func TestUnreadyAgents(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		mode string
 		want string // in the error
@@ -337,8 +343,10 @@ func TestLaunchWaitsNoLongerThanCtx(t *testing.T) {
 }
 
 func TestStubbornAgentIsKilled(t *testing.T) {
+	t.Parallel()
 	l := newLauncher(t)
 	l.AcceptEnv = []string{"mode=stubborn"}
+	l.grace = 500 * time.Millisecond
 	task := mustLaunch(t, l)
 	if err := l.Stop(t.Context(), alice, task.ID); err != nil || !gone(l, task) {
 		t.Errorf("stop: %v", err)
@@ -346,6 +354,7 @@ func TestStubbornAgentIsKilled(t *testing.T) {
 }
 
 func TestGarbageTaskFile(t *testing.T) {
+	t.Parallel()
 	for _, garbage := range []string{"", "{", "null", `{"id":"x"}`, strings.Repeat("x", 2*maxFile)} {
 		l := newLauncher(t)
 		first := mustLaunch(t, l)
@@ -439,6 +448,7 @@ func TestNoDescriptorLeaks(t *testing.T) {
 
 // TestDialer puts the launcher under the dialer that will use it.
 func TestDialer(t *testing.T) {
+	t.Parallel()
 	l := newLauncher(t)
 	fleet := newKey(t)
 	l.FleetKey = fleet.PublicKey()
