@@ -77,7 +77,7 @@ func parseKey(typ, blob string) (ssh.PublicKey, error) {
 		return nil, errors.New("no key after the options")
 	case ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521,
 		ssh.KeyAlgoSKED25519, ssh.KeyAlgoSKECDSA256, ssh.KeyAlgoRSA:
-	case ssh.InsecureKeyAlgoDSA:
+	case "ssh-dss":
 		return nil, errors.New("DSA keys are not accepted: they are too weak")
 	default:
 		if strings.HasSuffix(typ, "-cert-v01@openssh.com") {

@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"crypto/dsa"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -271,13 +270,6 @@ func TestParseLine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dsaPub, err := ssh.NewPublicKey(&dsa.PublicKey{
-		Parameters: dsa.Parameters{P: new(big.Int).Lsh(big.NewInt(1), 1023), Q: new(big.Int).Lsh(big.NewInt(1), 159), G: big.NewInt(2)},
-		Y:          big.NewInt(3),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	caPub, caPriv, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -320,7 +312,7 @@ func TestParseLine(t *testing.T) {
 		{name: "rsa 2047", line: rsaOf(2047), wantErr: "RSA keys of 2047 bits"},
 		{name: "rsa 8193", line: rsaOf(8193), wantErr: "RSA keys of 8193 bits"},
 		{name: "rsa 30000", line: rsaOf(30000), wantErr: "cut off or garbled"},
-		{name: "dsa", line: authorized(dsaPub), wantErr: "DSA keys are not accepted"},
+		{name: "dsa", line: wire("ssh-dss", big.NewInt(1), big.NewInt(2), big.NewInt(3), big.NewInt(4)), wantErr: "DSA keys are not accepted"},
 		{name: "certificate", line: authorized(cert), wantErr: "a certificate is not accepted as a key"},
 		{name: "certificate under the key's name", line: "ssh-ed25519 " + strings.Fields(authorized(cert))[1], wantErr: "the line says ssh-ed25519, but the key in it is of type"},
 		{name: "type and key differ", line: "ssh-ed25519 " + strings.Fields(authorized(ecPub))[1], wantErr: "the line says ssh-ed25519"},

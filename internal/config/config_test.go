@@ -2,16 +2,15 @@ package config
 
 import (
 	"bytes"
-	"crypto"
-	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/rsa"
 	"encoding/pem"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,19 +21,12 @@ import (
 func site(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
-	for _, name := range []string{"ssh_host_ed25519_key", "other_ed25519_key", "fleet_key", "locked_key"} {
-		_, key, err := ed25519.GenerateKey(rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		writeKey(t, filepath.Join(dir, name), key)
+	keys, err := siteKeys()
+	if err != nil {
+		t.Fatal(err)
 	}
-	for name, bits := range map[string]int{"ssh_host_rsa_key": 2048, "weak_rsa_key": 1024} {
-		key, err := rsa.GenerateKey(rand.Reader, bits)
-		if err != nil {
-			t.Fatal(err)
-		}
-		writeKey(t, filepath.Join(dir, name), key)
+	for name, data := range keys {
+		write(t, filepath.Join(dir, name), data, 0o600)
 	}
 	write(t, filepath.Join(dir, "open_key"), read(t, filepath.Join(dir, "fleet_key")), 0o640)
 	write(t, filepath.Join(dir, "garbage_key"), []byte("-----BEGIN PRIVATE KEY-----\nhunter2\n"), 0o600)
@@ -48,24 +40,35 @@ func site(t testing.TB) string {
 	return dir
 }
 
-// writeKey writes a private key, with a passphrase if it is a locked one, and
-// its public key beside it.
-func writeKey(t testing.TB, path string, key crypto.Signer) {
-	t.Helper()
-	block, err := ssh.MarshalPrivateKey(key, "")
-	if strings.HasSuffix(path, "locked_key") {
-		block, err = ssh.MarshalPrivateKeyWithPassphrase(key, "", []byte("secret words"))
-	}
+// siteKeys makes the keys of every site, by the name of their file: once,
+// because RSA and passphrases take their time.
+var siteKeys = sync.OnceValues(func() (map[string][]byte, error) {
+	dir, err := os.MkdirTemp("", "keys")
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	public, err := ssh.NewPublicKey(key.Public())
-	if err != nil {
-		t.Fatal(err)
+	defer os.RemoveAll(dir)
+	keys := map[string][]byte{}
+	for name, args := range map[string][]string{
+		"ssh_host_ed25519_key": {"-t", "ed25519", "-N", ""},
+		"other_ed25519_key":    {"-t", "ed25519", "-N", ""},
+		"fleet_key":            {"-t", "ed25519", "-N", ""},
+		"locked_key":           {"-t", "ed25519", "-N", "secret words", "-a", "1"},
+		"ssh_host_rsa_key":     {"-t", "rsa", "-b", "2048", "-N", ""},
+		"weak_rsa_key":         {"-t", "rsa", "-b", "1024", "-N", ""},
+	} {
+		path := filepath.Join(dir, name)
+		if out, err := exec.Command("ssh-keygen", append(args, "-q", "-f", path)...).CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("ssh-keygen %v: %w\n%s", args, err, out)
+		}
+		for _, name := range []string{name, name + ".pub"} {
+			if keys[name], err = os.ReadFile(filepath.Join(dir, name)); err != nil {
+				return nil, err
+			}
+		}
 	}
-	write(t, path, pem.EncodeToMemory(block), 0o600)
-	write(t, path+".pub", ssh.MarshalAuthorizedKey(public), 0o644)
-}
+	return keys, nil
+})
 
 func read(t testing.TB, path string) []byte {
 	t.Helper()
