@@ -232,7 +232,8 @@ host_keys: [%s]
 fleet_key: %s
 authorized_keys_dir: %s
 state_dir: %s
-max_startups: 1000
+max_startups: 10000
+max_connections_per_user: 10000
 profiles:
   default:
     launcher: local
