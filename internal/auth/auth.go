@@ -210,13 +210,13 @@ func openDir(dir string) (*os.Root, error) {
 // readKeys returns cached if the file is still the one that was cached, and
 // else reads and parses it.
 func readKeys(root *os.Root, user string, cached *keyFile) (*keyFile, error) {
+	path := filepath.Join(root.Name(), user)
 	// O_NONBLOCK, so that a FIFO in the folder blocks nobody.
 	f, err := root.OpenFile(user, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("opening %s: %w", path, err)
 	}
 	defer f.Close()
-	path := filepath.Join(root.Name(), user)
 	before, err := stat(f)
 	if err != nil {
 		return nil, err
@@ -235,8 +235,9 @@ func readKeys(root *os.Root, user string, cached *keyFile) (*keyFile, error) {
 			return nil, fmt.Errorf("%s: longer than %d bytes", path, maxFile)
 		}
 		now := time.Now()
-		data, err := io.ReadAll(io.NewSectionReader(f, 0, maxFile+1))
-		if err != nil {
+		data := make([]byte, before.size+1) // one more, to see that it has grown
+		n, err := f.ReadAt(data, 0)
+		if err != nil && err != io.EOF {
 			return nil, fmt.Errorf("reading the authorized keys: %w", err)
 		}
 		after, err := stat(f)
@@ -245,8 +246,8 @@ func readKeys(root *os.Root, user string, cached *keyFile) (*keyFile, error) {
 		}
 		// Half of one version and half of another must not join to a line
 		// that was never written.
-		if before == after && int64(len(data)) == after.size {
-			file := parseFile(path, data)
+		if before == after && int64(n) == after.size {
+			file := parseFile(path, data[:n])
 			file.state, file.readAt = after, now
 			return file, nil
 		}

@@ -122,7 +122,7 @@ type Local struct {
 	// means the one beside the gateway's own binary.
 	Agent string
 	// AcceptEnv is which variables a client may set in its sessions; "*" and
-	// "?" are wildcards. Default LANG and LC_*.
+	// "?" are wildcards, and empty means none. Default LANG and LC_*.
 	AcceptEnv []string
 }
 
