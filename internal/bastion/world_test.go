@@ -1,7 +1,6 @@
 package bastion
 
 import (
-	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -9,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -17,6 +15,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/sshca"
+	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
 // A world holds tasks with real SSH servers in them, on a network in memory. It
@@ -236,7 +235,7 @@ func (w *world) netDial(ctx context.Context, network, addr string) (net.Conn, er
 	if task == nil || task.dead || time.Now().Before(task.listens) {
 		return nil, errConnRefused
 	}
-	near, far := bufferedPipe()
+	near, far := sshtest.Pipe()
 	task.conns = append(task.conns, far)
 	w.servers.Go(func() { w.serve(task, far) })
 	return near, nil
@@ -277,95 +276,3 @@ func (w *world) serve(task *fakeTask, c net.Conn) {
 	wg.Wait()
 	conn.Close()
 }
-
-// bufferedPipe is net.Pipe with room to write: both ends of an SSH connection
-// begin by writing. Time in it is that of synctest.
-func bufferedPipe() (net.Conn, net.Conn) {
-	a, b := newBuffer(), newBuffer()
-	return &pipeEnd{in: a, out: b}, &pipeEnd{in: b, out: a}
-}
-
-type buffer struct {
-	mu       sync.Mutex
-	changed  *sync.Cond
-	data     bytes.Buffer
-	closed   bool
-	deadline *time.Timer
-	expired  bool
-}
-
-func newBuffer() *buffer {
-	b := &buffer{}
-	b.changed = sync.NewCond(&b.mu)
-	return b
-}
-
-type pipeEnd struct{ in, out *buffer }
-
-func (p *pipeEnd) Read(data []byte) (int, error) {
-	b := p.in
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for b.data.Len() == 0 && !b.closed && !b.expired {
-		b.changed.Wait()
-	}
-	if b.expired {
-		return 0, os.ErrDeadlineExceeded
-	}
-	if b.data.Len() == 0 {
-		return 0, io.EOF
-	}
-	return b.data.Read(data)
-}
-
-func (p *pipeEnd) Write(data []byte) (int, error) {
-	b := p.out
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return 0, io.ErrClosedPipe
-	}
-	b.changed.Broadcast()
-	return b.data.Write(data)
-}
-
-func (p *pipeEnd) Close() error {
-	p.SetDeadline(time.Time{})
-	for _, b := range []*buffer{p.in, p.out} {
-		b.mu.Lock()
-		b.closed = true
-		b.changed.Broadcast()
-		b.mu.Unlock()
-	}
-	return nil
-}
-
-// SetDeadline works for reads, and for deadlines in the future.
-func (p *pipeEnd) SetDeadline(when time.Time) error {
-	b := p.in
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.deadline != nil {
-		b.deadline.Stop()
-	}
-	b.deadline, b.expired = nil, false
-	if !when.IsZero() {
-		b.deadline = time.AfterFunc(time.Until(when), func() {
-			b.mu.Lock()
-			b.expired = true
-			b.changed.Broadcast()
-			b.mu.Unlock()
-		})
-	}
-	return nil
-}
-
-func (p *pipeEnd) SetReadDeadline(when time.Time) error { return p.SetDeadline(when) }
-func (p *pipeEnd) SetWriteDeadline(time.Time) error     { return nil }
-func (p *pipeEnd) LocalAddr() net.Addr                  { return pipeAddr{} }
-func (p *pipeEnd) RemoteAddr() net.Addr                 { return pipeAddr{} }
-
-type pipeAddr struct{}
-
-func (pipeAddr) Network() string { return "pipe" }
-func (pipeAddr) String() string  { return "pipe" }

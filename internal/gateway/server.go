@@ -122,7 +122,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	return err
 }
 
-var errDraining = errors.New("gateway is going down")
+var errDraining = errors.New("draining")
 
 func (s *Server) accept(ctx context.Context, ln net.Listener) error {
 	for pause := time.Duration(0); ; {
@@ -302,15 +302,14 @@ func (c *conn) keepAlive(peer ssh.Conn, name string) {
 	if count == 0 {
 		count = 4
 	}
-	var ask *time.Timer
-	ask = time.AfterFunc(interval, func() {
+	time.AfterFunc(interval, func() {
 		dead := time.AfterFunc(interval*time.Duration(count), func() {
 			c.log.Info("no answer to keepalives", "from", name, "for", (interval * time.Duration(count)).String())
 			peer.Close()
 		})
 		_, _, err := peer.SendRequest("keepalive@openssh.com", true, nil)
 		if dead.Stop() && err == nil {
-			ask.Reset(interval)
+			c.keepAlive(peer, name)
 		}
 	})
 }
