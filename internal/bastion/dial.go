@@ -299,7 +299,13 @@ func (d *Dialer) launch(ctx context.Context, owner Owner, profile Profile, entry
 			next = Entry{Generation: generation, State: Starting}
 		}
 	}
-	if _, swapErr := d.swap(tidy, owner, entry, next); swapErr != nil && !errors.Is(swapErr, ErrConflict) {
+	_, swapErr := d.swap(tidy, owner, entry, next)
+	if errors.Is(swapErr, ErrConflict) && errors.Is(err, ErrGone) {
+		// The task is dead because another gateway took over and got
+		// further: that is no fault of the next generation.
+		return Entry{}, swapErr
+	}
+	if swapErr != nil && !errors.Is(swapErr, ErrConflict) {
 		// The lease runs out by itself.
 		d.Log.Warn("cannot write down that a bastion did not start", "owner", owner, "err", swapErr)
 	}
