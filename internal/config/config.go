@@ -71,7 +71,8 @@ type Gateway struct {
 	Drain time.Duration
 
 	// Ciphers, MACs (in the file: macs) and KexAlgorithms are offered to
-	// clients, in order of preference. They are never empty.
+	// clients. Default none, which leaves the choice to package gateway: it
+	// offers an OpenSSH client other ciphers than the rest.
 	Ciphers, MACs, KexAlgorithms []string
 
 	// VersionAddendum is appended to the version the gateway tells everybody
@@ -142,16 +143,6 @@ func Defaults() *Gateway {
 		ClientAliveCountMax:   4,
 		Drain:                 30 * time.Second,
 
-		// No chacha20: package ssh has no assembly for it on amd64, and
-		// starts a rekey with it after 1 GiB, which can deadlock under load.
-		Ciphers: []string{ssh.CipherAES128GCM, ssh.CipherAES256GCM, ssh.CipherAES256CTR, ssh.CipherAES128CTR},
-		MACs:    []string{ssh.HMACSHA256ETM, ssh.HMACSHA512ETM, ssh.HMACSHA256, ssh.HMACSHA512},
-		KexAlgorithms: []string{
-			ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeCurve25519,
-			ssh.KeyExchangeECDHP256, ssh.KeyExchangeECDHP384, ssh.KeyExchangeECDHP521,
-			ssh.KeyExchangeDH16SHA512, ssh.KeyExchangeDH14SHA256,
-		},
-
 		Profiles: map[string]Profile{"default": defaultProfile()},
 	}
 }
@@ -162,7 +153,7 @@ func defaultProfile() Profile {
 		Idle:         15 * time.Minute,
 		MaxLife:      12 * time.Hour,
 		StartTimeout: 5 * time.Minute,
-		Local:        Local{AcceptEnv: []string{"LANG", "LC_*"}},
+		Local:        Local{AcceptEnv: []string{"LANG", "LC_*", "COLORTERM", "TERM_PROGRAM*", "GIT_PROTOCOL"}},
 	}
 }
 

@@ -117,10 +117,13 @@ func TestExample(t *testing.T) {
 	want.AuthorizedKeysDir = filepath.Join(dir, "authorized_keys.d")
 	want.Profiles["build"] = Profile{
 		Launcher: "local", Idle: 2 * time.Hour, MaxLife: 24 * time.Hour, StartTimeout: 5 * time.Minute,
-		Local: Local{Account: "builder", Agent: "/usr/lib/sallyport/bastion-agent", AcceptEnv: []string{"LANG", "LC_*"}},
+		Local: Local{Account: "builder", Agent: "/usr/lib/sallyport/bastion-agent", AcceptEnv: defaultProfile().Local.AcceptEnv},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("\n got %+v\nwant %+v", got, want)
+	}
+	if !bytes.Contains(read(t, "../../docs/configuration.md"), read(t, "testdata/gateway.yaml")) {
+		t.Error("docs/configuration.md shows another example")
 	}
 }
 
@@ -393,10 +396,10 @@ func TestLoadReadsFilesOnly(t *testing.T) {
 // TestDefaultsAreFresh changes one set of defaults, and looks at the next.
 func TestDefaultsAreFresh(t *testing.T) {
 	g := Defaults()
-	g.Ciphers[0] = "none"
+	g.Listen[0] = "none"
 	g.Profiles["default"].Local.AcceptEnv[0] = "X"
 	delete(g.Profiles, "default")
-	if next := Defaults(); next.Ciphers[0] != ssh.CipherAES128GCM || next.Profiles["default"].Local.AcceptEnv[0] != "LANG" {
+	if next := Defaults(); next.Listen[0] != ":2222" || next.Profiles["default"].Local.AcceptEnv[0] != "LANG" {
 		t.Errorf("%+v", next)
 	}
 }
@@ -456,8 +459,7 @@ func FuzzParse(f *testing.F) {
 		}
 		if len(g.Listen) == 0 || len(g.HostKeys) == 0 || g.FleetKey == nil || g.AuthorizedKeysDir == "" || g.StateDir == "" || g.Deployment == "" ||
 			g.LoginGraceTime < time.Second || g.MaxStartups.Start < 1 || g.MaxStartups.Full < g.MaxStartups.Start || g.MaxAuthTries < 1 ||
-			g.MaxSessions < 1 || g.MaxConnectionsPerUser < 1 || g.ClientAliveInterval < time.Second || g.ClientAliveCountMax < 1 || g.Drain < 0 ||
-			len(g.Ciphers) == 0 || len(g.MACs) == 0 || len(g.KexAlgorithms) == 0 {
+			g.MaxSessions < 1 || g.MaxConnectionsPerUser < 1 || g.ClientAliveInterval < time.Second || g.ClientAliveCountMax < 1 || g.Drain < 0 {
 			t.Errorf("not usable: %+v", g)
 		}
 	})
