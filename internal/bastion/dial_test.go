@@ -576,6 +576,42 @@ func TestAdopt(t *testing.T) {
 	})
 }
 
+// lossyLedger makes each change, and answers the first ones with an error.
+type lossyLedger struct {
+	Memory
+	losses []error
+}
+
+func (l *lossyLedger) Swap(ctx context.Context, o Owner, old, new Entry) (Entry, error) {
+	made, err := l.Memory.Swap(ctx, o, old, new)
+	if err == nil && len(l.losses) > 0 {
+		err = l.losses[0]
+		l.losses = l.losses[1:]
+	}
+	return made, err
+}
+
+// TestSwapReplyLost: a gateway must not take its own claim for another's, and
+// wait for that lease to end. A conflict is what the ledger's client reports
+// when it has repeated, by itself, a request that had worked.
+func TestSwapReplyLost(t *testing.T) {
+	for _, loss := range []error{ErrConflict, errors.New("connection reset by peer")} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			defer w.end()
+			ledger := &lossyLedger{losses: []error{loss, loss}} // to claim, and to record
+			began := time.Now()
+			mustDial(t, newDialer(w, ledger), nil)
+			if took := time.Since(began); took > w.boot+time.Second {
+				t.Errorf("%v: took %v", loss, took)
+			}
+			if launches, _, _ := w.counts(); launches != 1 || len(ledger.losses) != 0 {
+				t.Errorf("%v: %d launches, %d replies not lost", loss, launches, len(ledger.losses))
+			}
+		})
+	}
+}
+
 func TestMemorySwap(t *testing.T) {
 	var m Memory
 	owner := Owner{"alice", "default"}
