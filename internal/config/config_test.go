@@ -31,7 +31,7 @@ func site(t testing.TB) string {
 	write(t, filepath.Join(dir, "open_key"), read(t, filepath.Join(dir, "fleet_key")), 0o640)
 	write(t, filepath.Join(dir, "garbage_key"), []byte("-----BEGIN PRIVATE KEY-----\nhunter2\n"), 0o600)
 	write(t, filepath.Join(dir, "public_key"), read(t, filepath.Join(dir, "fleet_key.pub")), 0o600)
-	write(t, filepath.Join(dir, "big"), bytes.Repeat([]byte("x"), 100<<10), 0o600)
+	write(t, filepath.Join(dir, "big"), bytes.Repeat([]byte("x"), 200<<10), 0o600)
 	write(t, filepath.Join(dir, "banner.txt"), []byte("Keep out.\n"), 0o644)
 	write(t, filepath.Join(dir, "latin1.txt"), []byte("Gr\xfc\xdfe\n"), 0o644)
 	if err := os.Mkdir(filepath.Join(dir, "authorized_keys.d"), 0o755); err != nil {
@@ -304,7 +304,7 @@ func TestMistakes(t *testing.T) {
 		{`state_dir: "a\0b"`, `g.yaml:1: state_dir: the path contains a NUL byte`},
 		{"banner: nowhere", `g.yaml:1: banner: DIR/nowhere: no such file or directory`},
 		{"banner: latin1.txt", `g.yaml:1: banner: DIR/latin1.txt: not UTF-8 text`},
-		{"banner: big", `g.yaml:1: banner: DIR/big: longer than 16384 bytes`},
+		{"banner: big", `g.yaml:1: banner: DIR/big: longer than 131072 bytes`},
 		{"banner: .", `g.yaml:1: banner: DIR: not a regular file`},
 	}
 	for _, tt := range tests {

@@ -197,7 +197,8 @@ func (v value) banner() string {
 	if p == "" {
 		return ""
 	}
-	text, _, err := readFile(p, 16<<10)
+	// It goes out in one packet, of which clients take 256 KiB.
+	text, _, err := readFile(p, 128<<10)
 	switch {
 	case err != nil:
 		v.mistake("%s: %v", p, reason(err))
