@@ -223,18 +223,23 @@ func openClient(addr string, config *ssh.ClientConfig) (*client, error) {
 }
 
 // alive asks the server for a keepalive and the session for an echo.
-func (c *client) alive() error {
+func (c *client) alive() (err error) {
 	// A connection that does not answer in time is dead.
-	timer := time.AfterFunc(30*time.Second, func() { c.conn.Close() })
-	defer timer.Stop()
-	if _, _, err := c.conn.SendRequest("keepalive@openssh.com", true, nil); err != nil {
+	const patience = 30 * time.Second
+	timer := time.AfterFunc(patience, func() { c.conn.Close() })
+	defer func() {
+		if !timer.Stop() && err != nil {
+			err = fmt.Errorf("no answer in %v: %w", patience, err)
+		}
+	}()
+	if _, _, err = c.conn.SendRequest("keepalive@openssh.com", true, nil); err != nil {
 		return fmt.Errorf("keepalive: %w", err)
 	}
 	var back [1]byte
-	if _, err := c.in.Write([]byte{'x'}); err != nil {
+	if _, err = c.in.Write([]byte{'x'}); err != nil {
 		return fmt.Errorf("writing to the session: %w", err)
 	}
-	if _, err := io.ReadFull(c.out, back[:]); err != nil {
+	if _, err = io.ReadFull(c.out, back[:]); err != nil {
 		return fmt.Errorf("reading from the session: %w", err)
 	}
 	return nil

@@ -58,16 +58,16 @@ func main() {
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
 	var (
-		set       settings
-		flags     = flag.NewFlagSet("bench", flag.ContinueOnError)
-		only      = flags.String("run", "", "run only the sections whose name matches this `regexp`")
-		quick     = flags.Bool("quick", false, "smaller numbers for whatever is not set by its own flag")
-		markdown  = flags.Bool("markdown", false, "print a Markdown table in place of the plain one")
-		jsonFile  = flags.String("json", "", "also write every sample to this `file`")
-		keepDir   = flags.String("dir", "", "keep configuration and logs in this `folder`, made if need be (default: a temporary one)")
-		sizeMiB   = flags.Int64("size", 2048, "`MiB` per transfer through -L")
-		gateway   = flags.String("gateway", "", "measure this gateway `binary` in place of a fresh build (bastion-agent must lie beside it)")
-		gwProfile = flags.String("env", "", "extra `NAME=value` for the gateway's environment, such as GODEBUG=gctrace=1")
+		set      settings
+		flags    = flag.NewFlagSet("bench", flag.ContinueOnError)
+		only     = flags.String("run", "", "run only the sections whose name matches this `regexp`")
+		quick    = flags.Bool("quick", false, "smaller numbers for whatever is not set by its own flag")
+		markdown = flags.Bool("markdown", false, "print a Markdown table in place of the plain one")
+		jsonFile = flags.String("json", "", "also write every sample to this `file`")
+		keepDir  = flags.String("dir", "", "keep configuration and logs in this `folder`, made if need be (default: a temporary one)")
+		sizeMiB  = flags.Int64("size", 2048, "`MiB` per transfer through -L")
+		gateway  = flags.String("gateway", "", "measure this gateway `binary` in place of a fresh build (bastion-agent must lie beside it)")
+		gwEnv    = flags.String("env", "", "extra `NAME=value` for the gateway's environment, such as GODEBUG=gctrace=1")
 	)
 	flags.SetOutput(stderr)
 	flags.IntVar(&set.rounds, "rounds", 5, "transfers per server and direction")
@@ -103,7 +103,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	}
 
 	log := slog.New(slog.NewTextHandler(stderr, nil))
-	b, err := start(ctx, *keepDir, *gateway, *gwProfile, set, log)
+	b, err := start(ctx, *keepDir, *gateway, *gwEnv, set, log)
 	if err != nil {
 		return err
 	}
