@@ -60,6 +60,33 @@ func copyFrom(w io.Writer, r syscall.Conn) error {
 	}
 }
 
+// copyRest copies what can be read from r without waiting, whatever r's
+// deadline, to w.
+func copyRest(w io.Writer, r syscall.Conn) error {
+	raw, err := r.SyscallConn()
+	if err != nil {
+		return err
+	}
+	buf := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buf)
+	for {
+		var n int
+		var readErr error
+		if err := raw.Control(func(fd uintptr) { n, readErr = unix.Read(int(fd), buf[:]) }); err != nil {
+			return err
+		}
+		if readErr == unix.EINTR {
+			continue
+		}
+		if n <= 0 {
+			return readErr
+		}
+		if _, err := w.Write(buf[:n]); err != nil {
+			return err
+		}
+	}
+}
+
 // copyTo copies from an SSH channel's stream, which cannot say that it has
 // bytes without handing them over, until its end (nil) or an error. It waits
 // with a small buffer, which suffices for keystrokes, and borrows a big one

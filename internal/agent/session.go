@@ -273,16 +273,18 @@ func (s *session) own(f *os.File) {
 }
 
 // copyOut carries output to the client until nobody holds the other end any
-// more; a terminal says so with EIO. If the client does not take it, whoever
-// writes gets SIGPIPE.
+// more; a terminal says so with EIO, and finish sets a deadline for it. If the
+// client does not take the output, whoever writes gets SIGPIPE.
 func (s *session) copyOut(to io.Writer, from *os.File) {
 	s.own(from)
 	s.outputs.Add(1)
 	s.c.spawn("session output", func() {
 		defer s.outputs.Done()
-		copyFrom(to, from)
+		err := copyFrom(to, from)
 		if s.tty == nil {
 			from.Close()
+		} else if errors.Is(err, os.ErrDeadlineExceeded) {
+			copyRest(to, from)
 		}
 	})
 }
@@ -381,6 +383,11 @@ func (s *session) finish(proc *process) {
 		}))
 	} else {
 		s.ch.SendRequest("exit-status", false, ssh.Marshal(exitStatus{uint32(status.ExitStatus())}))
+	}
+	if s.tty != nil {
+		// What the terminal holds now is still sent. Background jobs that
+		// hold the terminal do not hold the session, with sshd neither.
+		s.tty.master.SetReadDeadline(time.Now())
 	}
 	s.outputs.Wait()
 	s.ch.CloseWrite()

@@ -6,7 +6,6 @@ import (
 	"os/user"
 	"strconv"
 
-	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,16 +24,42 @@ func (a Account) openTerminal(r ptyRequest) (*terminal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("terminal modes: %w", err)
 	}
-	master, slave, err := pty.Open()
-	if err != nil {
+	t := &terminal{term: r.Term}
+	if t.master, t.slave, err = openPair(); err != nil {
 		return nil, fmt.Errorf("opening a terminal: %w", err)
 	}
-	t := &terminal{master: master, slave: slave, term: r.Term}
 	if err := t.setUp(a, r, modes); err != nil {
 		t.close()
 		return nil, err
 	}
 	return t, nil
+}
+
+// openPair opens the two ends of a new pseudo terminal: the master for package
+// os to poll, and the slave blocking, as programs expect their terminal to be.
+// (github.com/creack/pty leaves the master blocking, at the price of a thread
+// for each terminal, and without deadlines.)
+func openPair() (master, slave *os.File, err error) {
+	const flags = unix.O_RDWR | unix.O_NOCTTY | unix.O_CLOEXEC
+	m, err := unix.Open("/dev/ptmx", flags|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	master = os.NewFile(uintptr(m), "/dev/ptmx")
+	number, err := unix.IoctlGetInt(m, unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(m, unix.TIOCSPTLCK, 0) // unlock the slave
+	}
+	name := "/dev/pts/" + strconv.Itoa(number)
+	var s int
+	if err == nil {
+		s, err = unix.Open(name, flags, 0)
+	}
+	if err != nil {
+		master.Close()
+		return nil, nil, err
+	}
+	return master, os.NewFile(uintptr(s), name), nil
 }
 
 func (t *terminal) setUp(a Account, r ptyRequest, modes []terminalMode) error {
@@ -63,9 +88,8 @@ func (t *terminal) name() string { return t.slave.Name() }
 
 // resize never blocks; the kernel tells the foreground process group.
 func (t *terminal) resize(r windowChangeRequest) error {
-	return pty.Setsize(t.master, &pty.Winsize{
-		Cols: uint16(r.Cols), Rows: uint16(r.Rows), X: uint16(r.XPixels), Y: uint16(r.YPixels),
-	})
+	size := unix.Winsize{Col: uint16(r.Cols), Row: uint16(r.Rows), Xpixel: uint16(r.XPixels), Ypixel: uint16(r.YPixels)}
+	return t.control(func(fd int) error { return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &size) })
 }
 
 // sendBreak is tcsendbreak(3) with duration 0.
