@@ -2,6 +2,7 @@ package relay
 
 import (
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,8 +15,10 @@ const (
 	// hand over what the client sent before, without any progress.
 	stalled = 10 * time.Second
 	// requestsMax is how many channel requests may wait for the reply to an
-	// earlier one. A client that sends more loses the channel.
-	requestsMax = 1024
+	// earlier one, and requestBytes how much they may carry. A peer that sends
+	// more loses the channel.
+	requestsMax  = 1024
+	requestBytes = 1 << 20
 )
 
 // bridge opens the same channel on the far side and carries everything both
@@ -87,7 +90,7 @@ type flow struct {
 	session  *sink               // the client's end, if this is a session
 	toServer bool
 
-	moved atomic.Int64 // bytes handed over, stderr included
+	moved atomic.Int64 // grows with what is handed over: data, stderr, requests
 }
 
 // carry moves all that from sends to the channel to: data, stderr, requests,
@@ -105,7 +108,7 @@ func (f *flow) carry() {
 	var (
 		exited = make(chan struct{})
 		exit   = sync.OnceFunc(func() { close(exited) })
-		lost   bool // guarded by exited
+		lost   bool // written before exited is closed
 		data   sync.WaitGroup
 		all    sync.WaitGroup
 	)
@@ -124,11 +127,24 @@ func (f *flow) carry() {
 		f.to.closeWrite()
 	})
 
-	seen := f.relayRequests(exit)
+	q := requests{flow: f, exit: exit}
+	for req := range f.reqs {
+		q.add(req)
+	}
 	// from is closed now: nothing more will come in.
-	lost = toClient && !seen && f.serverLost()
+	handedOver := make(chan struct{})
+	var hurry sync.WaitGroup
+	if f.toServer {
+		f.start(&hurry, func() { f.hurry(handedOver) })
+	}
+	q.passing.Wait()
+	if toClient && !q.exited && f.r.Lost != "" {
+		lost = f.serverLost()
+	}
 	exit()
-	f.await(&all)
+	all.Wait()
+	close(handedOver)
+	hurry.Wait()
 	f.to.Close()
 }
 
@@ -141,24 +157,24 @@ func (f *flow) start(wg *sync.WaitGroup, what func()) {
 	})
 }
 
-// await waits until everything has been handed over. If it was the client that
-// closed the channel, nobody waits for the rest any more, and a bastion that
-// does not read must not keep the channel for ever.
-func (f *flow) await(all *sync.WaitGroup) {
-	if f.toServer {
-		check := int64(-1)
-		var timer *time.Timer
-		timer = time.AfterFunc(stalled, func() {
-			if now := f.moved.Load(); now != check {
-				check = now
-				timer.Reset(stalled)
-				return
-			}
-			f.to.Close() // the copies end as soon as the far side confirms
-		})
-		defer timer.Stop()
+// hurry waits until everything has been handed over. It was the client that
+// closed the channel, so nobody waits for the rest any more, and a bastion that
+// does not read or reply must not keep the channel for ever.
+func (f *flow) hurry(handedOver <-chan struct{}) {
+	tick := time.NewTicker(stalled)
+	defer tick.Stop()
+	for before := int64(-1); ; {
+		select {
+		case <-handedOver:
+			return
+		case <-tick.C:
+		}
+		now := f.moved.Load()
+		if now == before {
+			f.to.Close() // what blocks ends as soon as the far side confirms
+		}
+		before = now
 	}
-	all.Wait()
 }
 
 // serverLost says whether a session ended because its bastion's connection did.
@@ -194,8 +210,10 @@ var largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
 func (f *flow) copy(write func([]byte) (int, error), from io.Reader) {
 	small := make([]byte, smallBuffer)
 	for {
+		// An error beside data says that the window could not be adjusted. What
+		// has arrived is still to be read.
 		n, err := from.Read(small)
-		if !f.handOver(write, small[:n]) || err != nil {
+		if n == 0 && err != nil || !f.handOver(write, small[:n]) {
 			return
 		}
 		if n == len(small) && !f.copyBulk(write, from) {
@@ -211,7 +229,7 @@ func (f *flow) copyBulk(write func([]byte) (int, error), from io.Reader) bool {
 	defer largeBuffers.Put(buf)
 	for {
 		n, err := from.Read(buf[:])
-		if !f.handOver(write, buf[:n]) || err != nil {
+		if n == 0 && err != nil || !f.handOver(write, buf[:n]) {
 			return false
 		}
 		if n < dry {
@@ -220,72 +238,81 @@ func (f *flow) copyBulk(write func([]byte) (int, error), from io.Reader) bool {
 	}
 }
 
+// handOver writes p, a packet at a time so that progress shows.
 func (f *flow) handOver(write func([]byte) (int, error), p []byte) bool {
-	if len(p) == 0 {
-		return true
+	for packet := range slices.Chunk(p, dry) {
+		n, err := write(packet)
+		f.moved.Add(int64(n))
+		if err != nil {
+			return false
+		}
 	}
-	n, err := write(p)
-	f.moved.Add(int64(n))
-	return err == nil
+	return true
 }
 
-// relayRequests passes channel requests on, and their replies back, in order,
-// until from is closed. It calls exit when the end of a session's command has
-// been passed on, and reports whether that happened.
+// requests passes channel requests on, and their replies back, in order.
 //
-// Requests that wait behind one whose reply is still out are kept here, not in
+// Those that wait behind one whose reply is still out are kept here, not in
 // package ssh: it keeps 16, and then stops the whole connection.
-func (f *flow) relayRequests(exit func()) (exited bool) {
-	var (
-		mu    sync.Mutex
-		queue []*ssh.Request
-		busy  bool
-		wg    sync.WaitGroup
-	)
-	pass := func(req *ssh.Request) {
-		f.passRequest(req)
-		if req.Type == "exit-status" || req.Type == "exit-signal" {
-			exited = true // read after wg.Wait, or written by this goroutine
-			exit()
+type requests struct {
+	*flow
+	exit    func() // called when the end of a session's command has been passed on
+	exited  bool   // whether that has happened; may be read after passing.Wait
+	passing sync.WaitGroup
+
+	mu      sync.Mutex
+	waiting []*ssh.Request
+	bytes   int
+	busy    bool // a goroutine passes those that wait
+	over    bool // there were too many
+}
+
+// add passes req on, or has it wait.
+func (q *requests) add(req *ssh.Request) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case q.over:
+	case !q.busy && !req.WantReply: // nothing to wait for
+		q.pass(req)
+	case len(q.waiting) >= requestsMax || q.bytes+len(req.Payload) > requestBytes:
+		q.r.Log.Warn("too many channel requests", "side", q.name, "request", req.Type)
+		q.over, q.waiting = true, nil
+		q.from.Close()
+		q.to.Close()
+	default:
+		q.waiting = append(q.waiting, req)
+		q.bytes += len(req.Payload)
+		if !q.busy {
+			q.busy = true
+			q.start(&q.passing, q.drain)
 		}
 	}
-	drain := func() {
-		for {
-			mu.Lock()
-			if len(queue) == 0 {
-				busy = false
-				mu.Unlock()
-				return
-			}
-			req := queue[0]
-			queue = queue[1:]
-			mu.Unlock()
-			pass(req)
+}
+
+func (q *requests) drain() {
+	for {
+		q.mu.Lock()
+		if len(q.waiting) == 0 {
+			q.busy = false
+			q.mu.Unlock()
+			return
 		}
+		req := q.waiting[0]
+		q.waiting = q.waiting[1:]
+		q.bytes -= len(req.Payload)
+		q.mu.Unlock()
+		q.pass(req)
 	}
-	for req := range f.reqs {
-		mu.Lock()
-		switch {
-		case !busy && !req.WantReply: // nothing to wait for
-			mu.Unlock()
-			pass(req)
-			continue
-		case len(queue) >= requestsMax:
-			mu.Unlock()
-			f.r.Log.Warn("too many channel requests", "side", f.name, "request", req.Type)
-			f.from.Close()
-			continue
-		}
-		queue = append(queue, req)
-		if !busy {
-			busy = true
-			wg.Wait() // of the drain before, which is as good as over
-			f.start(&wg, drain)
-		}
-		mu.Unlock()
+}
+
+func (q *requests) pass(req *ssh.Request) {
+	q.passRequest(req)
+	q.moved.Add(1)
+	if req.Type == "exit-status" || req.Type == "exit-signal" {
+		q.exited = true
+		q.exit()
 	}
-	wg.Wait()
-	return exited
 }
 
 // passRequest passes one channel request on and its reply back.

@@ -25,8 +25,8 @@
 //
 // RFC 4254 lets global requests be answered only in order (section 4), and a
 // client may rely on a forward it asked for before it opened a channel. So one
-// goroutine for each side handles global requests and channel opens in the
-// order in which they came. Inside a channel, data, stderr and requests pass
+// goroutine for each side handles global requests and channel opens, requests
+// first where package ssh does not tell which came first. Inside a channel, data, stderr and requests pass
 // each in its own order; package ssh does not tell the order between them. All
 // of them are delivered before EOF and close are.
 package relay
@@ -37,6 +37,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -64,13 +65,12 @@ type Relay struct {
 	MaxSessions, MaxChannels int
 
 	// Lost is written to the standard error of every session that is open
-	// when the bastion's connection ends by itself.
+	// when the bastion's connection ends by itself. Empty means nothing is.
 	Lost string
 
 	Log *slog.Logger
 
-	noMoreSessions atomic.Bool
-	serverGone     chan struct{} // closed when the bastion's connection has ended
+	serverGone chan struct{} // closed when the bastion's connection has ended
 
 	mu       sync.Mutex
 	draining bool // no new channels: the connection is about to be closed
@@ -80,13 +80,18 @@ type Relay struct {
 	wg       sync.WaitGroup     // everything that serves a channel
 }
 
-// What an ssh.Channel's peer is told when the relay itself says no.
 const (
 	maxSessionsDefault = 10
 	maxChannelsDefault = 256
 	// backlogMax is how many requests and opens wait for a bastion that is
-	// still starting. OpenSSH sends a handful; each -L, -R or -D adds one.
-	backlogMax = 256
+	// still starting, and backlogBytes how much they may carry. OpenSSH sends
+	// a handful; each -R adds one, and so does each keepalive behind it.
+	backlogMax   = 1024
+	backlogBytes = 1 << 20
+	// farewell is how long a client may stay when there is no bastion. It is
+	// for the sentence to arrive, and for the client that has not yet opened
+	// the channel in which it will be told.
+	farewell = 2 * time.Second
 )
 
 // ErrNoServer is what Run returns when the bastion never came.
@@ -97,8 +102,9 @@ var ErrNoServer = errors.New("no bastion")
 //
 // The bastion may still be starting: Run takes it from server, and what the
 // client asks until then waits. Keepalives are answered meanwhile. If server is
-// closed without a value, everything that waits is refused with the text that
-// refusal returns, and Run returns ErrNoServer.
+// closed without a value, everything the client asks is refused with the text
+// that refusal returns, for two seconds or until the client leaves, and Run
+// returns ErrNoServer.
 //
 // If the client leaves before the bastion has come, Run returns at once and has
 // taken nothing from server.
@@ -116,86 +122,36 @@ func (r *Relay) Run(server <-chan Peer, refusal func() string) (byClient bool, e
 	r.serverGone = make(chan struct{})
 	r.ptys = make(map[*sink]struct{})
 
-	backlog, up, gone := r.await(server)
-	if up.Conn == nil {
-		for _, item := range backlog {
-			item.refuse(refusal())
-		}
-		r.Client.Conn.Close()
-		r.discard(r.Client)
-		if gone {
-			return true, r.Client.Conn.Wait()
-		}
+	client := &side{r: r, name: "client", Peer: r.Client, toServer: true}
+	backlog, up, gone := client.await(server)
+	switch {
+	case gone:
+		client.dismiss(backlog, refusal, 0)
+		return true, r.Client.Conn.Wait()
+	case up.Conn == nil:
+		client.dismiss(backlog, refusal, farewell)
 		return false, ErrNoServer
 	}
 
-	client := &side{r: r, name: "client", Peer: r.Client, far: up.Conn, toServer: true}
 	bastion := &side{r: r, name: "bastion", Peer: up, far: r.Client.Conn}
-	var ended atomic.Pointer[side]
-	var loops sync.WaitGroup
-	loops.Go(func() {
-		client.serve(backlog)
-		ended.CompareAndSwap(nil, client)
+	client.far = up.Conn
+	var first atomic.Pointer[side]
+	client.ended = sync.OnceFunc(func() {
+		first.CompareAndSwap(nil, client)
 		up.Conn.Close()
 	})
-	loops.Go(func() {
-		bastion.serve(nil)
-		ended.CompareAndSwap(nil, bastion)
+	bastion.ended = sync.OnceFunc(func() {
+		first.CompareAndSwap(nil, bastion)
 		close(r.serverGone)
 		// The sessions say goodbye to the client before its connection ends.
 		r.drain()
 		r.Client.Conn.Close()
 	})
+	var loops sync.WaitGroup
+	loops.Go(func() { bastion.serve(nil, &loops) })
+	client.serve(backlog, &loops)
 	loops.Wait()
-	r.wg.Wait()
-	first := ended.Load()
-	return first == client, first.Conn.Wait()
-}
-
-// await collects what the client asks until the bastion is there. The Peer is
-// zero if the client has gone, or no bastion came.
-func (r *Relay) await(server <-chan Peer) (backlog []item, up Peer, gone bool) {
-	for {
-		select {
-		case up := <-server: // before anything else that is ready
-			return backlog, up, false
-		default:
-		}
-		var next item
-		select {
-		case up := <-server:
-			return backlog, up, false
-		case req, open := <-r.Client.Reqs:
-			if !open {
-				return backlog, Peer{}, true
-			}
-			if answeredHere(req) {
-				continue
-			}
-			next.req = req
-		case nc, open := <-r.Client.Chans:
-			if !open {
-				return backlog, Peer{}, true
-			}
-			// Requests that came before this open are already queued in
-			// Reqs: package ssh delivers in order.
-			for len(r.Client.Reqs) > 0 {
-				if req := <-r.Client.Reqs; req != nil && !answeredHere(req) {
-					backlog = r.enqueue(backlog, item{req: req})
-				}
-			}
-			next.open = nc
-		}
-		backlog = r.enqueue(backlog, next)
-	}
-}
-
-func (r *Relay) enqueue(backlog []item, next item) []item {
-	if len(backlog) >= backlogMax {
-		next.refuse("too many requests while the bastion is starting")
-		return backlog
-	}
-	return append(backlog, next)
+	return first.Load() == client, first.Load().Conn.Wait()
 }
 
 // drain waits until all channels have ended and lets no new ones begin.
@@ -206,24 +162,14 @@ func (r *Relay) drain() {
 	r.wg.Wait()
 }
 
-// discard reads what still comes in on a closed connection, so that its mux can
-// end.
-func (r *Relay) discard(p Peer) {
-	for nc := range p.Chans {
-		nc.Reject(ssh.ConnectionFailed, "connection is closing")
-	}
-	for req := range p.Reqs {
-		req.Reply(false, nil)
-	}
-}
-
 // Tell writes a line to every terminal of the connection. It does not wait for
 // terminals that are not being read.
 func (r *Relay) Tell(line string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for s := range r.ptys {
-		go s.writeStderr([]byte("\r\n" + line + "\r\n")) // ends with the channel at the latest
+		// It ends with the channel at the latest.
+		r.wg.Go(func() { s.writeStderr([]byte("\r\n" + line + "\r\n")) })
 	}
 }
 
@@ -243,13 +189,20 @@ func (r *Relay) forget(s *sink) {
 type item struct {
 	req  *ssh.Request
 	open ssh.NewChannel
+	late bool // the open came after no-more-sessions
+}
+
+func (i item) size() int {
+	if i.req != nil {
+		return len(i.req.Payload)
+	}
+	return len(i.open.ExtraData())
 }
 
 func (i item) refuse(why string) {
 	if i.req != nil {
 		i.req.Reply(false, nil)
-	}
-	if i.open != nil {
+	} else {
 		i.open.Reject(ssh.ConnectionFailed, why)
 	}
 }
@@ -261,42 +214,131 @@ type side struct {
 	name     string
 	far      ssh.Conn // the other side's
 	toServer bool     // this is the client's side
+	ended    func()   // to be called when Conn has ended; may be called again
+
+	opens     int  // received so far
+	announced bool // that no more sessions come
+	lastOpen  int  // the number of the last that may be a session, if announced
+}
+
+// next waits for what comes in next. If server delivers first, no items are
+// returned and up is what it delivered.
+//
+// Package ssh queues requests and opens apart, each in order, and queues what
+// came first first. So when an open has been taken, all requests that came
+// before it are queued, and are returned before it.
+func (s *side) next(server <-chan Peer) (items []item, up Peer, ended bool) {
+	select {
+	case up = <-server:
+		return nil, up, false
+	case req, ok := <-s.Reqs:
+		if !ok {
+			return nil, Peer{}, true
+		}
+		s.note(req)
+		return []item{{req: req}}, Peer{}, false
+	case nc, ok := <-s.Chans:
+		if !ok {
+			return nil, Peer{}, true
+		}
+		s.opens++
+		late := s.announced && s.opens > s.lastOpen
+		for n := len(s.Reqs); n > 0; n-- {
+			if req := <-s.Reqs; req != nil {
+				s.note(req)
+				items = append(items, item{req: req})
+			}
+		}
+		return append(items, item{open: nc, late: late}), Peer{}, false
+	}
+}
+
+// note takes note of no-more-sessions. OpenSSH sends it right behind the open
+// of its only session, and that may still be queued: so what is queued counts
+// as having come before.
+func (s *side) note(req *ssh.Request) {
+	if req.Type == noMoreSessions && s.toServer && !s.announced {
+		s.announced, s.lastOpen = true, s.opens+len(s.Chans)
+	}
+}
+
+const (
+	keepalive      = "keepalive@openssh.com"
+	noMoreSessions = "no-more-sessions@openssh.com"
+)
+
+// await collects what the client asks until server delivers or is closed, or
+// the client is gone.
+func (s *side) await(server <-chan Peer) (backlog []item, up Peer, gone bool) {
+	size, unanswered := 0, false
+	for {
+		items, up, gone := s.next(server)
+		if items == nil {
+			return backlog, up, gone
+		}
+		for _, it := range items {
+			switch {
+			case it.req != nil && (!unanswered || !it.req.WantReply) && answeredHere(it.req):
+				continue
+			case len(backlog) < backlogMax && size+it.size() <= backlogBytes:
+			case it.open != nil:
+				it.refuse("too many channels while the bastion is starting")
+				continue
+			default:
+				// It cannot be refused before those that wait are.
+				s.r.Log.Warn("too many requests while the bastion is starting")
+				return backlog, Peer{}, true
+			}
+			if it.req != nil && it.req.Type == keepalive {
+				// Replies carry no id, so this one has to wait too: the client
+				// would take it for the one to its tcpip-forward. Anything that
+				// comes from us tells it that we are alive.
+				s.Conn.SendRequest(keepalive, false, nil)
+			}
+			unanswered = unanswered || it.req != nil && it.req.WantReply
+			size += it.size()
+			backlog = append(backlog, it)
+		}
+	}
+}
+
+// dismiss refuses what has waited and whatever else comes in, and closes the
+// connection after a while.
+func (s *side) dismiss(backlog []item, refusal func() string, after time.Duration) {
+	timer := time.AfterFunc(after, func() { s.Conn.Close() })
+	defer timer.Stop()
+	defer s.Conn.Close()
+	for items, ended := backlog, false; !ended; items, _, ended = s.next(nil) {
+		for _, it := range items {
+			it.refuse(refusal())
+		}
+	}
 }
 
 // serve handles the backlog and then what comes in, in order, until the
-// connection ends.
-func (s *side) serve(backlog []item) {
+// connection has ended.
+func (s *side) serve(backlog []item, loops *sync.WaitGroup) {
+	defer s.ended()
 	defer s.recover("connection")
-	for _, it := range backlog {
-		if it.req != nil {
+	// While a reply is awaited from the far side, the end of this connection
+	// would go unnoticed here. Most connections never forward such a request,
+	// and need no goroutine for it.
+	watch := sync.OnceFunc(func() {
+		loops.Go(func() {
+			s.Conn.Wait()
+			s.ended()
+		})
+	})
+	for items, ended := backlog, false; !ended; items, _, ended = s.next(nil) {
+		for _, it := range items {
+			if it.open != nil {
+				s.open(it)
+				continue
+			}
+			if it.req.WantReply {
+				watch()
+			}
 			s.request(it.req)
-		} else {
-			s.open(it.open)
-		}
-	}
-	backlog = nil
-	reqs, chans := s.Reqs, s.Chans
-	for reqs != nil || chans != nil {
-		select {
-		case req, ok := <-reqs:
-			if !ok {
-				reqs = nil
-				continue
-			}
-			s.request(req)
-		case nc, ok := <-chans:
-			if !ok {
-				chans = nil
-				continue
-			}
-			// Package ssh queues a request before a later open, so taking
-			// the queued requests first restores the order on the wire.
-			for n := len(reqs); n > 0; n-- {
-				if req := <-reqs; req != nil {
-					s.request(req)
-				}
-			}
-			s.open(nc)
 		}
 	}
 }
@@ -306,8 +348,7 @@ func (s *side) request(req *ssh.Request) {
 	switch {
 	case answeredHere(req):
 		return
-	case req.Type == "no-more-sessions@openssh.com" && s.toServer:
-		s.r.noMoreSessions.Store(true)
+	case req.Type == noMoreSessions && s.toServer: // see note
 		req.Reply(true, nil)
 		return
 	case !s.r.permitsRequest(req.Type):
@@ -322,7 +363,7 @@ func (s *side) request(req *ssh.Request) {
 // server answers keepalives with failure; any answer will do.
 func answeredHere(req *ssh.Request) bool {
 	switch req.Type {
-	case "keepalive@openssh.com", "hostkeys-00@openssh.com", "hostkeys-prove-00@openssh.com":
+	case keepalive, "hostkeys-00@openssh.com", "hostkeys-prove-00@openssh.com":
 		req.Reply(false, nil)
 		return true
 	}
@@ -331,8 +372,8 @@ func answeredHere(req *ssh.Request) bool {
 
 // open starts a channel to the far side, or refuses it. It returns at once: a
 // forward may take long to connect.
-func (s *side) open(nc ssh.NewChannel) {
-	r, kind := s.r, nc.ChannelType()
+func (s *side) open(it item) {
+	r, nc, kind := s.r, it.open, it.open.ChannelType()
 	if why, ok := r.permitsChannel(kind); !ok {
 		nc.Reject(ssh.Prohibited, why)
 		return
@@ -344,7 +385,7 @@ func (s *side) open(nc ssh.NewChannel) {
 		r.mu.Unlock()
 		nc.Reject(ssh.ConnectionFailed, "connection is closing")
 		return
-	case session && r.noMoreSessions.Load():
+	case session && it.late:
 		r.mu.Unlock()
 		nc.Reject(ssh.Prohibited, "no more sessions were announced")
 		return
