@@ -211,6 +211,8 @@ func (s *Server) acceptLoop(ctx context.Context, l net.Listener, serving *sync.W
 			}()
 			c, err := func() (*conn, error) {
 				defer func() { <-halfOpen }()
+				// Nobody waits for a login when the agent stops.
+				defer context.AfterFunc(ctx, func() { nc.Close() })()
 				return s.login(nc, config)
 			}()
 			if err != nil {

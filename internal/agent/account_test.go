@@ -1,0 +1,171 @@
+package agent
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
+)
+
+func TestFindAccount(t *testing.T) {
+	const passwd = "root:x:0:0:root:/root:/bin/bash\nbad:x:a:0::/:\nshort:x:1\nalice:x:1000:1001:Alice,,,:/home/alice:/bin/zsh\n"
+	got, ok := findAccount([]byte(passwd), "alice")
+	if want := (Account{Name: "alice", UID: 1000, GID: 1001, Home: "/home/alice", Shell: "/bin/zsh"}); !ok || fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	for _, name := range []string{"", "bad", "short", "x", "nobody:"} {
+		if a, ok := findAccount([]byte(passwd), name); ok {
+			t.Errorf("%q: %v", name, a)
+		}
+		if a, err := LookupAccount("no-such-" + name); err == nil {
+			t.Errorf("LookupAccount: %v", a)
+		}
+	}
+	if a, err := LookupAccount("root"); err != nil || a.UID != 0 || a.Home == "" {
+		t.Errorf("root: %v, %v", a, err)
+	}
+}
+
+// TestOtherAccount holds that an agent that runs as root does nothing for its
+// user as root. As another user there is nothing to hold, except that the agent
+// refuses to run for somebody else.
+func TestOtherAccount(t *testing.T) {
+	games, err := LookupAccount("games") // Debian's base-passwd has it
+	if err != nil {
+		t.Fatal(err)
+	}
+	games.Shell = "/bin/bash"
+	if os.Getuid() != 0 {
+		if err := games.check(); err == nil {
+			t.Error("an agent of another user would serve games")
+		}
+		return
+	}
+	dir, err := os.MkdirTemp("/tmp", "agent-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	games.Home = filepath.Join(dir, "home")
+	for _, d := range []string{dir, games.Home} {
+		os.MkdirAll(d, 0o755)
+		os.Chmod(d, 0o755)
+	}
+	os.Chown(games.Home, int(games.UID), int(games.GID))
+	secret := filepath.Join(dir, "secret")
+	l := listen(t, "unix", secret)
+	defer l.Close()
+	os.Chmod(secret, 0o700)
+
+	b := start(t, func(s *Server) { s.Account = games })
+	c := b.dial(alice())
+	ids := fmt.Sprintf("%d %d %d\n", games.UID, games.GID, games.GID)
+	if got := output(t, c, `echo $(id -u) $(id -g) $(id -G)`); got != ids {
+		t.Errorf("a session has ids %q, want %q", got, ids)
+	}
+	s, err := c.NewSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.RequestPty("vt100", 24, 80, ssh.TerminalModes{ssh.ONLCR: 0})
+	if out, err := s.Output(`stat -c '%U %G %a' $(tty); id -u; ls -l /proc/self/fd | grep -cE 'socket|anon_inode|ptmx'; ls /root 2>&1 >/dev/null | wc -l`); err != nil || string(out) != "games tty 620\n5\n0\n1\n" {
+		t.Errorf("with a terminal: %q, %v", out, err)
+	}
+
+	// Files that the agent makes are the user's, those it cannot reach stay
+	// out of reach, and who connects is the user too.
+	if _, err := c.Dial("unix", secret); err == nil || !strings.Contains(err.Error(), "Permission denied") {
+		t.Errorf("connecting to root's socket: %v", err)
+	}
+	forward := func(path string) bool {
+		ok, _, err := c.SendRequest("streamlocal-forward@openssh.com", true, ssh.Marshal(streamlocalAddr{path}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ok
+	}
+	if forward("/root/agent-test") || forward(dir+"/agent-test") {
+		t.Error("listening in root's directory")
+	}
+	if !forward("sock") {
+		t.Fatal("not listening in the home directory")
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(games.Home+"/sock", &st); err != nil || st.Uid != games.UID || st.Gid != games.GID || st.Mode&0o777 != 0o600 {
+		t.Errorf("socket: uid %d gid %d mode %o, %v", st.Uid, st.Gid, st.Mode, err)
+	}
+	if ok, _, _ := c.SendRequest("tcpip-forward", true, ssh.Marshal(tcpAddr{"localhost", 80})); ok {
+		t.Error("a privileged port was granted")
+	}
+
+	peer := listen(t, "unix", filepath.Join(dir, "peer"))
+	defer peer.Close()
+	os.Chmod(filepath.Join(dir, "peer"), 0o777)
+	conn, err := c.Dial("unix", filepath.Join(dir, "peer"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	accepted, err := peer.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+	raw, _ := accepted.(*net.UnixConn).SyscallConn()
+	raw.Control(func(fd uintptr) {
+		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err != nil || cred.Uid != games.UID || cred.Gid != games.GID {
+			t.Errorf("the peer is %+v, %v", cred, err)
+		}
+	})
+	if os.Geteuid() != 0 {
+		t.Error("the agent itself is not root any more")
+	}
+}
+
+// TestReapOrphans runs a child that leaves an orphan to this process, as it
+// would to process 1.
+func TestReapOrphans(t *testing.T) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+	b := start(t, nil)
+	c := b.dial(alice())
+	var orphan int
+	fmt.Sscan(output(t, c, "setsid sh -c 'exit 0' >/dev/null 2>&1 & echo $!"), &orphan)
+	eventually(t, "orphan reaped", func() bool {
+		if err := reapOrphans(); err != nil {
+			t.Fatal(err)
+		}
+		return unix.Kill(orphan, 0) == unix.ESRCH
+	})
+	// Children that somebody waits for keep their status.
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 20 {
+			s, err := c.NewSession()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if exit, ok := s.Run("exit 7").(*ssh.ExitError); !ok || exit.ExitStatus() != 7 {
+				t.Error("lost an exit status")
+			}
+		}
+	}()
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+			reapOrphans()
+		}
+	}
+}

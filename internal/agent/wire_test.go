@@ -1,0 +1,117 @@
+package agent
+
+import (
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
+)
+
+// FuzzPayloads feeds every payload parser. None may panic, and what they let
+// through must be what their users rely on.
+func FuzzPayloads(f *testing.F) {
+	f.Add([]byte{})
+	f.Add(ssh.Marshal(ptyRequest{"xterm", 80, 24, 0, 0, "\x03\x00\x00\x00\x7f\x00"}))
+	f.Add(ssh.Marshal(x11Request{true, "MIT-MAGIC-COOKIE-1", "00ff", 0}))
+	f.Add(ssh.Marshal(envRequest{"LANG", "C.UTF-8"}))
+	f.Add(ssh.Marshal(commandRequest{"true"}))
+	f.Add(ssh.Marshal(tcpAddr{"localhost", 0}))
+	f.Add(ssh.Marshal(directTCP{"localhost", 22, "127.0.0.1", 1}))
+	f.Add(ssh.Marshal(streamlocalAddr{"/tmp/s"}))
+	f.Add(ssh.Marshal(directStreamlocal{"/tmp/s", "", 0}))
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		if r, err := parsePTYRequest(payload); err == nil && strings.ContainsRune(r.Term, 0) {
+			t.Errorf("TERM %q", r.Term)
+		}
+		if r, err := parseX11Request(payload); err == nil && strings.ContainsAny(r.Protocol+r.Cookie, " \n\t\"'#\\") {
+			t.Errorf("xauth words %q %q", r.Protocol, r.Cookie)
+		}
+		if name, value, err := parseEnvRequest(payload); err == nil && (name == "" || strings.ContainsAny(name, "=\x00") || strings.ContainsRune(value, 0)) {
+			t.Errorf("variable %q=%q", name, value)
+		}
+		if command, err := parseCommand(payload); err == nil && strings.ContainsRune(command, 0) {
+			t.Errorf("command %q", command)
+		}
+		if r, err := parseTCPAddr(payload); err == nil && r.Port > 65535 {
+			t.Errorf("port %d", r.Port)
+		}
+		if r, err := parseDirectTCP(payload); err == nil && r.Port > 65535 {
+			t.Errorf("port %d", r.Port)
+		}
+		for _, parse := range []func([]byte) (string, error){parseStreamlocal, parseDirectStreamlocal} {
+			if path, err := parse(payload); err == nil && (path == "" || strings.ContainsRune(path, 0)) {
+				t.Errorf("path %q", path)
+			}
+		}
+	})
+}
+
+func FuzzModes(f *testing.F) {
+	f.Add("")
+	f.Add("\x03\x00\x00\x00\x7f\x81\x00\x00\x96\x00\x00")
+	f.Add("\x2a\x00\x00\x00\x01\xa0\x00")
+	f.Fuzz(func(t *testing.T, encoded string) {
+		modes, err := parseModes(encoded)
+		if err == nil && len(modes)*5 > len(encoded) {
+			t.Errorf("%d modes in %d bytes", len(modes), len(encoded))
+		}
+		var tio unix.Termios
+		for _, m := range modes {
+			applyMode(&tio, m)
+		}
+	})
+}
+
+func FuzzEnvironmentFile(f *testing.F) {
+	f.Add("PATH=\"/bin\"\n# comment\nexport A='b'\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, p := range parseEnvironment(text) {
+			if name, _, ok := strings.Cut(p, "="); !ok || name == "" {
+				t.Errorf("pair %q", p)
+			}
+		}
+	})
+}
+
+func TestMatch(t *testing.T) {
+	for _, tt := range []struct {
+		pattern, s string
+		want       bool
+	}{
+		{"LC_*", "LC_ALL", true}, {"LC_*", "LC_", true}, {"LC_*", "LANG", false}, {"*", "", true}, {"", "", true}, {"", "x", false},
+		{"?", "x", true}, {"?", "", false}, {"a*b*c", "aXbYbZc", true}, {"a*b", "ab ", false}, {"**x", "x", true},
+	} {
+		if got := match(tt.pattern, tt.s); got != tt.want {
+			t.Errorf("match(%q, %q) = %v", tt.pattern, tt.s, got)
+		}
+	}
+}
+
+func TestPermits(t *testing.T) {
+	for _, tt := range []struct {
+		rules  string
+		host   string
+		port   uint32
+		opens  bool
+		listen bool
+	}{
+		{"", "any", 1, true, true},
+		{"none", "any", 1, false, false},
+		{"a:22", "a", 22, true, true}, {"a:22", "a", 23, false, false}, {"a:22", "A", 22, false, true},
+		{"a:*", "a", 9, true, true}, {"*:22", "b", 22, true, true}, {"a*:22", "ab", 22, false, true},
+		{"[::1]:80", "::1", 80, true, true}, {"8080", "localhost", 8080, false, true}, {"localhost:8080", "127.0.0.1", 8080, false, false},
+		{"x:1,a:22", "a", 22, true, true},
+	} {
+		var rules []string
+		if tt.rules != "" {
+			rules = strings.Split(tt.rules, ",")
+		}
+		if got := permitsOpen(rules, tt.host, tt.port); got != tt.opens {
+			t.Errorf("permitopen %q, %s:%d: %v", tt.rules, tt.host, tt.port, got)
+		}
+		if got := permitsListen(rules, tt.host, tt.port); got != tt.listen {
+			t.Errorf("permitlisten %q, %s:%d: %v", tt.rules, tt.host, tt.port, got)
+		}
+	}
+}
