@@ -68,13 +68,14 @@ func (c *Conn) ExchangeVersions(server string) (client string, err error) {
 			return "", fmt.Errorf("reading the client's identification: %w", err)
 		}
 		line = line[:len(line)+n]
-		if n > 0 && line[len(line)-1] == '\n' {
-			break
-		}
-		if prefix := []byte("SSH-"); !bytes.HasPrefix(line, prefix[:min(len(line), len(prefix))]) || len(line) == versionMax {
+		ended := n > 0 && line[len(line)-1] == '\n'
+		if prefix := []byte("SSH-"); !bytes.HasPrefix(line, prefix[:min(len(line), len(prefix))]) || !ended && len(line) == versionMax {
 			// The words are OpenSSH's; tests and scanners know them.
 			c.Conn.Write([]byte("Invalid SSH identification string.\r\n"))
 			return "", fmt.Errorf("%w: it began with %q", ErrVersion, line[:min(len(line), 32)])
+		}
+		if ended {
+			break
 		}
 	}
 	client = string(bytes.TrimRight(line, "\r\n"))

@@ -26,6 +26,7 @@ func TestExchangeVersions(t *testing.T) {
 		{"HTTP", "GET / HTTP/1.1\r\n\r\n", "", "Invalid SSH identification string.\r\n"},
 		{"TLS", "\x16\x03\x01\x02\x00", "", "Invalid SSH identification string.\r\n"},
 		{"blank line first", "\r\nSSH-2.0-x\r\n", "", "Invalid SSH identification string.\r\n"},
+		{"a bare newline", "\n", "", "Invalid SSH identification string.\r\n"},
 		{"hang up", "SSH-2", "", ""},
 	}
 	for _, tt := range tests {
