@@ -55,6 +55,7 @@ func BenchmarkIdleSession(b *testing.B) {
 		b.ReportMetric(float64(runtime.NumGoroutine()-goroutines)/sessions, "goroutines/session")
 		b.ReportMetric(float64(inUse()-before)/sessions, "B/session")
 		for i := range sessions {
+			far[i].SendRequest("exit-status", false, []byte{0, 0, 0, 0})
 			far[i].Close()
 			for range near[i].reqs {
 			}

@@ -163,7 +163,7 @@ func TestFrameOrder(t *testing.T) {
 		{"early EOF", []step{data, pause, eof, pause, exit, closes}, []string{"data", "exit-status", "EOF", "close"}},
 		{"no EOF", []step{data, pause, exit, closes}, []string{"data", "exit-status", "EOF", "close"}},
 		{"no exit", []step{data, pause, eof, closes}, []string{"data", "EOF", "close"}},
-		{"stderr last", []step{exit, data, pause, stderr, eof, closes}, []string{"exit-status", "data", "stderr", "EOF", "close"}},
+		{"stderr last", []step{exit, pause, data, pause, stderr, eof, closes}, []string{"exit-status", "data", "stderr", "EOF", "close"}},
 		{"only close", []step{closes}, []string{"EOF", "close"}},
 	}
 	for _, tt := range tests {
