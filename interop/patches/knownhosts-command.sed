@@ -1,0 +1,1 @@
+/^for keytype in \${SSH_HOSTKEY_TYPES}/s/^/SSH_HOSTKEY_TYPES=`echo "$SSH_HOSTKEY_TYPES" | grep -v ^sk-`\n/
