@@ -55,10 +55,11 @@ func (c *checkCmd) Run(s streams) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(auth.Check(cfg.AuthorizedKeysDir)...); err != nil {
-		return err
-	}
+	problems := auth.Check(cfg.AuthorizedKeysDir)
 	if _, err := profiles(cfg, slog.New(slog.DiscardHandler)); err != nil {
+		problems = append(problems, err)
+	}
+	if err := errors.Join(problems...); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(s.out, "%s: ok\n", c.Config)
