@@ -47,7 +47,10 @@ type session struct {
 	tty *terminal // nil without pty-req
 	// ends are our ends of the process's pipes, or the terminal.
 	ends []*os.File
-	proc *process
+	// stdout is the one of ends that standard output comes from; nil with a
+	// terminal.
+	stdout *os.File
+	proc   *process
 	// hungUp and abandoned say that the process is to get a hangup as soon as
 	// there is one; abandoned also that nobody wants its output.
 	hungUp, abandoned bool
@@ -128,6 +131,8 @@ func (s *session) request(req *ssh.Request) (ok bool, start func()) {
 		return s.requestSignal(req.Payload), nil
 	case "break":
 		return s.requestBreak(req.Payload), nil
+	case "eow@openssh.com":
+		return s.stopOutput(), nil
 	}
 	return false, nil
 }
@@ -176,6 +181,19 @@ func (s *session) requestResize(payload []byte) bool {
 func (s *session) requestBreak(payload []byte) bool {
 	var r breakRequest
 	return s.tty != nil && ssh.Unmarshal(payload, &r) == nil && s.tty.sendBreak() == nil
+}
+
+// stopOutput closes standard output: nobody reads it at the client any more, as
+// in "ssh host yes | head", and what still writes shall get SIGPIPE (OpenSSH
+// PROTOCOL section 2.1). Without it the command would run, and send, for ever.
+func (s *session) stopOutput() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stdout == nil {
+		return false
+	}
+	s.stdout.SetReadDeadline(time.Now()) // ends the copying, which closes it
+	return true
 }
 
 func (s *session) requestSignal(payload []byte) bool {
@@ -249,6 +267,9 @@ func (s *session) openFiles() (child [3]*os.File, err error) {
 		ours[i], child[i] = os.NewFile(uintptr(mine), "pipe"), os.NewFile(uintptr(its), "pipe")
 	}
 	s.copyIn(ours[0])
+	s.mu.Lock()
+	s.stdout = ours[1]
+	s.mu.Unlock()
 	s.copyOut(s.ch, ours[1])
 	s.copyOut(s.ch.Stderr(), ours[2])
 	return child, nil

@@ -172,7 +172,7 @@ func (v value) algorithms(kind string, known []string) []string {
 	return names
 }
 
-// versionAddendum reads what may follow "SSH-2.0-Sallyport_x.y.z ". RFC 4253,
+// versionAddendum reads what may follow "SSH-2.0-OpenSSH_Sallyport ". RFC 4253,
 // section 4.2: printable ASCII, and the whole line at most 255 bytes.
 func (v value) versionAddendum() string {
 	s, ok := v.text()

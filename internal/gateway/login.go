@@ -15,6 +15,14 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/relay"
 )
 
+// serverVersion is what clients are told. OpenSSH's client tells a server whose
+// version does not begin with "OpenSSH" neither that its output is read no more
+// (eow@openssh.com, which ends the command in "ssh host yes | head") nor that it
+// will open no more sessions; and some clients refuse to forward Unix sockets
+// through one. Without a number it matches none of the old versions that clients
+// work around.
+const serverVersion = "SSH-2.0-OpenSSH_Sallyport"
+
 const (
 	// authPatience is how long a user waits for a bastion inside
 	// authentication, where she can be shown progress. Then the login is let
@@ -49,7 +57,7 @@ func (c *conn) login(ctx context.Context, admitted *admission) (relay.Peer, erro
 	timer := time.AfterFunc(grace, func() { expired.Store(true); c.wire.Close() })
 	defer timer.Stop()
 
-	version := "SSH-2.0-Sallyport"
+	version := serverVersion
 	if c.VersionAddendum != "" {
 		version += " " + c.VersionAddendum
 	}
