@@ -7,13 +7,19 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -23,69 +29,122 @@ import (
 
 var bin string // holds the two programs under test
 
-// TestMain builds the real programs: what is tested is what is shipped.
+// TestMain is also what scripts get when they run one of these programs.
 func TestMain(m *testing.M) {
+	testscript.Main(withPrograms{m}, map[string]func(){"pty": ptyMain})
+}
+
+// withPrograms builds the real programs before it runs the tests: what is
+// tested is what is shipped.
+type withPrograms struct{ m *testing.M }
+
+func (w withPrograms) Run() int {
 	flag.Parse()
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "sallyport-test-")
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
+	// Scripts mostly wait, for boots, clocks and each other.
+	parallel := "8"
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name == "test.parallel" {
+			parallel = f.Value.String()
 		}
-		defer os.RemoveAll(dir)
-		bin = dir
-		build := exec.Command("go", "build", "-o", dir, "../gateway", "../bastion-agent")
-		if raceEnabled {
-			build = exec.Command("go", "build", "-race", "-o", dir, "../gateway", "../bastion-agent")
-		}
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "%s: %v\n%s", build, err, out)
-			return 1
-		}
-		return m.Run()
-	}())
+	})
+	flag.Set("test.parallel", parallel)
+
+	dir, err := os.MkdirTemp("", "sallyport-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	bin = dir
+	build := exec.Command("go", "build", "-o", dir, "../gateway", "../bastion-agent")
+	if raceEnabled {
+		build = exec.Command("go", "build", "-race", "-o", dir, "../gateway", "../bastion-agent")
+	}
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n%s", build, err, out)
+		return 1
+	}
+	return w.m.Run()
 }
 
 // TestScripts runs testdata/script. Each script finds
 //
 //	gateway.yaml   a configuration for user alice, whose bastions run as whoever runs the test
 //	id, id2        alice's key, and a key that is nobody's
-//	ssh_config     which is all that ssh reads: host "gateway", and "inner", which is the same
-//	               gateway under another name, for jumps; ssh_config_stranger has key id2
+//	ssh_config     which is all that ssh reads: host "gateway", and "inner" and "other", which are the same
+//	               gateway under other names, for jumps; ssh_config_stranger has key id2
+//	$LOOP          an address of this machine that no other script uses, so that ports may be fixed
+//	$ME            the account that bastions run in
 //
 // and these commands beside testscript's own:
 //
-//	start [CONFIG]   starts the gateway, logging to gateway.log
-//	stop [SIGNAL]    sends it a signal (TERM) and waits for it to end; fails if that was not as it should be
+//	set NAME VALUE   sets a setting in gateway.yaml: "drain", or "default.idle" for one of a profile
+//	start            starts the gateway, logging to gateway.log
+//	signal           sends it SIGTERM, and does not wait
+//	stop [INT]       sends it SIGTERM, or SIGINT, and waits for it to end; the exit status must be 0
 //	kill9            kills it, as kill -9 does
 //	agents N         waits until N bastions run
 //	killagents       kills all bastions, as kill -9 does
-//	eventually CMD   runs CMD until it succeeds, for 20 seconds
+//	status N CMD     runs CMD, whose exit status must be N
+//	eventually CMD   runs CMD until it succeeds, for a minute
 //	append FILE TEXT adds a line to a file
+//	listen ADDR HOW  serves TCP, or a Unix socket if ADDR is a path: with "echo", or "banner" and then echo
+//	attack NAME      does what no honest client does; see attack_test.go
+//	baseline         remembers how many files the gateway has open
+//	settled          waits until it is as many again
+//	goroutines       ends the gateway and counts its goroutines; the second time, there may not be more
+//
+// and, for exec, the program pty; see pty_test.go.
 func TestScripts(t *testing.T) {
 	me, err := user.Current()
 	if err != nil {
 		t.Fatal(err)
 	}
+	deadline, ok := t.Deadline()
+	if ok { // time to say what hung
+		deadline = deadline.Add(-15 * time.Second)
+	}
+	var worlds atomic.Int32
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
+		Deadline:            deadline,
 		RequireExplicitExec: true,
+		Condition: func(cond string) (bool, error) {
+			if cond != "root" {
+				return false, fmt.Errorf("unknown condition %q", cond)
+			}
+			return os.Geteuid() == 0, nil
+		},
 		Setup: func(env *testscript.Env) error {
-			w := &world{dir: env.WorkDir, env: env}
+			n := worlds.Add(1)
+			w := &world{dir: env.WorkDir, env: env, loop: fmt.Sprintf("127.%d.%d.%d", 1+os.Getpid()%200, 1+os.Getpid()/200%200, n)}
 			env.Values[worldKey{}] = w
 			env.Defer(w.end)
 			env.Setenv("PATH", bin+string(filepath.ListSeparator)+os.Getenv("PATH"))
 			env.Setenv("ME", me.Username)
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("BIN", bin)
+			env.Setenv("LOOP", w.loop)
 			return w.prepare(me.Username)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"start":      func(ts *testscript.TestScript, neg bool, args []string) { theWorld(ts).start(ts, neg, args) },
-			"stop":       func(ts *testscript.TestScript, neg bool, args []string) { theWorld(ts).stop(ts, neg, args) },
-			"kill9":      func(ts *testscript.TestScript, _ bool, _ []string) { theWorld(ts).kill9(ts) },
-			"agents":     func(ts *testscript.TestScript, _ bool, args []string) { theWorld(ts).agents(ts, args) },
-			"killagents": func(ts *testscript.TestScript, _ bool, _ []string) { theWorld(ts).killAgents(ts) },
+			"set":        inWorld((*world).set),
+			"start":      inWorld((*world).start),
+			"stop":       inWorld((*world).stop),
+			"signal":     inWorld((*world).signal),
+			"kill9":      inWorld((*world).kill9),
+			"agents":     inWorld((*world).agents),
+			"killagents": inWorld((*world).killAgents),
+			"listen":     inWorld((*world).listen),
+			"attack":     inWorld((*world).attack),
+			"baseline":   inWorld((*world).baseline),
+			"settled":    inWorld((*world).settled),
+			"goroutines": inWorld((*world).goroutines),
+			"status":     status,
 			"eventually": eventually,
 			"append":     appendLine,
 		},
@@ -94,16 +153,31 @@ func TestScripts(t *testing.T) {
 
 type worldKey struct{}
 
-func theWorld(ts *testscript.TestScript) *world { return ts.Value(worldKey{}).(*world) }
+func inWorld(f func(*world, *testscript.TestScript, []string)) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		if neg {
+			ts.Fatalf("this command cannot fail as expected")
+		}
+		f(ts.Value(worldKey{}).(*world), ts, args)
+	}
+}
 
 // A world is what one script plays in.
 type world struct {
 	dir string
 	env *testscript.Env
 
-	gateway *exec.Cmd
-	log     *os.File
-	port    int
+	loop string // $LOOP
+
+	settings map[string]string // of gateway.yaml; "profile.name" for a profile's
+	gateway  *exec.Cmd
+	port     int
+
+	open     int // what baseline saw
+	routines int // what the first goroutines saw
+
+	listeners []io.Closer
+	serving   sync.WaitGroup
 }
 
 func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
@@ -118,49 +192,69 @@ func (w *world) prepare(account string) error {
 	if err != nil {
 		return err
 	}
-	files := map[string]string{
-		"authorized_keys.d/alice": string(alice),
-		"gateway.yaml": fmt.Sprintf(`listen: 127.0.0.1:0
-host_keys: [host_key]
-fleet_key: fleet_key
-authorized_keys_dir: authorized_keys.d
-state_dir: state
-drain: 2s
-profiles:
-  default:
-    idle: 1m
-    local:
-      account: %s
-`, account),
+	w.settings = map[string]string{
+		"listen":                "127.0.0.1:0",
+		"host_keys":             "[host_key]",
+		"fleet_key":             "fleet_key",
+		"authorized_keys_dir":   "authorized_keys.d",
+		"state_dir":             "state",
+		"drain":                 "2s",
+		"default.idle":          "1m",
+		"default.local.account": account,
 	}
 	if err := os.Mkdir(w.path("authorized_keys.d"), 0o700); err != nil {
 		return err
 	}
-	for name, text := range files {
-		if err := os.WriteFile(w.path(name), []byte(text), 0o600); err != nil {
-			return err
-		}
+	if err := os.WriteFile(w.path("authorized_keys.d/alice"), alice, 0o600); err != nil {
+		return err
 	}
-	return nil
+	return w.writeConfig()
+}
+
+// set changes one setting; an empty value takes it out.
+func (w *world) set(ts *testscript.TestScript, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: set NAME VALUE")
+	}
+	w.settings[args[0]] = args[1]
+	if args[1] == "" {
+		delete(w.settings, args[0])
+	}
+	ts.Check(w.writeConfig())
+}
+
+func (w *world) writeConfig() error {
+	var top, profiles strings.Builder
+	done := make(map[string]bool) // headings
+	for _, name := range slices.Sorted(maps.Keys(w.settings)) {
+		path := strings.Split(name, ".")
+		if len(path) == 1 {
+			fmt.Fprintf(&top, "%s: %s\n", name, w.settings[name])
+			continue
+		}
+		for i := range path[1:] {
+			if heading := strings.Join(path[:i+1], "."); !done[heading] {
+				done[heading] = true
+				fmt.Fprintf(&profiles, "%*s%s:\n", 2*i+2, "", path[i])
+			}
+		}
+		fmt.Fprintf(&profiles, "%*s%s: %s\n", 2*len(path), "", path[len(path)-1], w.settings[name])
+	}
+	return os.WriteFile(w.path("gateway.yaml"), []byte(top.String()+"profiles:\n"+profiles.String()), 0o600)
 }
 
 // start starts the gateway and writes the client's files for it.
-func (w *world) start(ts *testscript.TestScript, neg bool, args []string) {
-	file := w.path("gateway.yaml")
-	if len(args) > 0 {
-		file = ts.MkAbs(args[0])
-	}
-	var err error
-	if w.log, err = os.OpenFile(w.path("gateway.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
-		ts.Fatalf("%v", err)
-	}
-	defer w.log.Close()
-	from, err := w.log.Seek(0, 2)
+func (w *world) start(ts *testscript.TestScript, args []string) {
+	out, err := os.OpenFile(w.path("gateway.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	ts.Check(err)
-	w.gateway = exec.Command(filepath.Join(bin, "gateway"), "serve", "--config", file)
-	w.gateway.Stderr, w.gateway.Stdout = w.log, w.log
+	defer out.Close()
+	from, err := out.Seek(0, io.SeekEnd)
+	ts.Check(err)
+	w.gateway = exec.Command(filepath.Join(bin, "gateway"), "serve", "--config", "gateway.yaml")
+	w.gateway.Stderr, w.gateway.Stdout = out, out
 	w.gateway.Dir = w.dir
-	w.gateway.Env = append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66")
+	w.gateway.Env = append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66",
+		"PATH="+ts.Getenv("PATH")) // for agents that are scripts around bastion-agent
 	ts.Check(w.gateway.Start())
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		log, err := os.ReadFile(w.path("gateway.log"))
@@ -176,7 +270,7 @@ func (w *world) start(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Check(os.WriteFile(w.path("known_hosts"), fmt.Appendf(nil, "[127.0.0.1]:%d %s", w.port, hostKey), 0o600))
 	config := func(key string) []byte {
-		return fmt.Appendf(nil, `Host gateway inner
+		return fmt.Appendf(nil, `Host gateway inner other
   HostName 127.0.0.1
   Port %d
   User alice
@@ -208,12 +302,12 @@ func listening(log []byte) int {
 	return 0
 }
 
-func (w *world) stop(ts *testscript.TestScript, neg bool, args []string) {
+func (w *world) stop(ts *testscript.TestScript, args []string) {
 	sig := syscall.SIGTERM
 	if len(args) > 0 && args[0] == "INT" {
 		sig = syscall.SIGINT
 	}
-	ts.Check(w.gateway.Process.Signal(sig))
+	w.gateway.Process.Signal(sig) // it may have ended already
 	err := w.gateway.Wait()
 	w.gateway = nil
 	if err != nil {
@@ -222,7 +316,11 @@ func (w *world) stop(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-func (w *world) kill9(ts *testscript.TestScript) {
+func (w *world) signal(ts *testscript.TestScript, _ []string) {
+	ts.Check(w.gateway.Process.Signal(syscall.SIGTERM))
+}
+
+func (w *world) kill9(ts *testscript.TestScript, _ []string) {
 	ts.Check(w.gateway.Process.Kill())
 	w.gateway.Wait()
 	w.gateway = nil
@@ -252,7 +350,7 @@ func (w *world) agents(ts *testscript.TestScript, args []string) {
 	}
 	want, err := strconv.Atoi(args[0])
 	ts.Check(err)
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		if got := w.pids(); len(got) == want {
 			return
 		} else if time.Now().After(deadline) {
@@ -261,7 +359,7 @@ func (w *world) agents(ts *testscript.TestScript, args []string) {
 	}
 }
 
-func (w *world) killAgents(ts *testscript.TestScript) {
+func (w *world) killAgents(ts *testscript.TestScript, _ []string) {
 	for _, pid := range w.pids() {
 		ts.Check(syscall.Kill(pid, syscall.SIGKILL))
 	}
@@ -269,6 +367,15 @@ func (w *world) killAgents(ts *testscript.TestScript) {
 
 // end leaves nothing running, whatever the script did.
 func (w *world) end() {
+	if t, ok := w.env.T().(interface{ Failed() bool }); ok && t.Failed() {
+		log, _ := os.ReadFile(w.path("gateway.log"))
+		agents, _ := filepath.Glob(w.path("state/bastions/*/agent.log"))
+		for _, file := range agents {
+			text, _ := os.ReadFile(file)
+			log = append(log, text...)
+		}
+		w.env.T().Log("logs of gateway and agents:\n" + string(log))
+	}
 	if w.gateway != nil {
 		w.gateway.Process.Signal(syscall.SIGTERM)
 		kill := time.AfterFunc(20*time.Second, func() { w.gateway.Process.Kill() })
@@ -280,9 +387,100 @@ func (w *world) end() {
 	for _, pid := range w.pids() {
 		syscall.Kill(pid, syscall.SIGTERM)
 	}
+	for _, l := range w.listeners {
+		l.Close()
+	}
+	w.serving.Wait()
 	if log, err := os.ReadFile(w.path("gateway.log")); err == nil && bytes.Contains(log, []byte("DATA RACE")) {
 		w.env.T().Log(string(log))
 		w.env.T().FailNow()
+	}
+}
+
+// listen serves echo or a banner, as nobody's bastion does.
+func (w *world) listen(ts *testscript.TestScript, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: listen ADDR echo|banner")
+	}
+	network, addr := "tcp", args[0]
+	if strings.Contains(addr, "/") {
+		network = "unix"
+	}
+	l, err := net.Listen(network, addr)
+	ts.Check(err)
+	w.listeners = append(w.listeners, l)
+	w.serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			w.serving.Go(func() {
+				defer c.Close()
+				if args[1] == "banner" {
+					io.WriteString(c, "220 ready\n")
+				}
+				io.Copy(c, c)
+			})
+		}
+	})
+}
+
+// openFiles returns how many files the gateway has open, the epoll's and such
+// included.
+func (w *world) openFiles() int {
+	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", w.gateway.Process.Pid))
+	return len(fds)
+}
+
+func (w *world) baseline(_ *testscript.TestScript, _ []string) { w.open = w.openFiles() }
+
+func (w *world) settled(ts *testscript.TestScript, _ []string) {
+	for deadline := time.Now().Add(time.Minute); w.openFiles() > w.open; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			ts.Fatalf("the gateway has %d files open, and had %d", w.openFiles(), w.open)
+		}
+	}
+}
+
+var goroutine = regexp.MustCompile(`(?m)^goroutine \d+ .*:$`)
+
+func (w *world) goroutines(ts *testscript.TestScript, _ []string) {
+	before, err := os.ReadFile(w.path("gateway.log"))
+	ts.Check(err)
+	ts.Check(w.gateway.Process.Signal(syscall.SIGQUIT)) // the runtime prints all
+	w.gateway.Wait()
+	w.gateway = nil
+	log, err := os.ReadFile(w.path("gateway.log"))
+	ts.Check(err)
+	n := len(goroutine.FindAll(log[len(before):], -1))
+	switch {
+	case n == 0:
+		ts.Fatalf("the gateway did not say which goroutines it has:\n%s", log[len(before):])
+	case w.routines == 0:
+		w.routines = n
+	case n > w.routines:
+		ts.Fatalf("%d goroutines, and there were %d:\n%s", n, w.routines, log[len(before):])
+	}
+}
+
+// status runs a command that must exit with a certain status.
+func status(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 || neg {
+		ts.Fatalf("usage: status N CMD ...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		exit := (*exec.ExitError)(nil)
+		if !errors.As(err, &exit) {
+			ts.Fatalf("%v", err)
+		}
+		got = exit.ExitCode()
+	}
+	if got != want {
+		ts.Fatalf("exit status %d, want %d", got, want)
 	}
 }
 
@@ -290,13 +488,13 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 0 {
 		ts.Fatalf("usage: eventually CMD ...")
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		err := ts.Exec(args[0], args[1:]...)
 		if (err == nil) != neg {
 			return
 		}
 		if time.Now().After(deadline) {
-			ts.Fatalf("still %v after 20 seconds", errors.Join(err))
+			ts.Fatalf("still %v after a minute", err)
 		}
 	}
 }
