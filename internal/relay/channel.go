@@ -44,8 +44,9 @@ func (s *side) bridge(nc ssh.NewChannel) {
 		return
 	}
 
-	out := flow{side: s, to: &sink{Channel: far}, from: near, reqs: nearReqs, toServer: s.toServer}
-	back := flow{side: s, to: &sink{Channel: near}, from: far, reqs: farReqs, toServer: !s.toServer}
+	out := &flow{side: s, to: &sink{Channel: far}, from: near, reqs: nearReqs, toServer: s.toServer}
+	back := &flow{side: s, to: &sink{Channel: near}, from: far, reqs: farReqs, toServer: !s.toServer}
+	out.reverse, back.reverse = back, out
 	if s.toServer && nc.ChannelType() == "session" {
 		out.session, back.session = back.to, back.to
 		defer s.r.forget(back.to)
@@ -89,47 +90,29 @@ type flow struct {
 	reqs     <-chan *ssh.Request // of from
 	session  *sink               // the client's end, if this is a session
 	toServer bool
+	reverse  *flow
 
-	moved atomic.Int64 // grows with what is handed over: data, stderr, requests
+	queue   requests
+	streams atomic.Int32   // data and stderr, as far as they have not ended
+	all     sync.WaitGroup // everything that hands over what from has sent
+	exited  chan struct{}  // closed when the end of a session's command has been passed on, or never will be
+	lost    bool           // the session ended because the bastion did; written before exited is closed
+	moved   atomic.Int64   // grows with what is handed over: data, stderr, requests
 }
 
 // carry moves all that from sends to the channel to: data, stderr, requests,
 // then EOF, then close. It returns when from is closed and all has been handed
 // over.
-//
-// The end of a session is announced to the client by exit-status before EOF;
-// RFC 4254, section 6.10, leaves the order open. An OpenSSH client that
-// multiplexes closes as soon as it has sent and received EOF, package ssh
-// confirms a close by itself and at once, and a status that comes later is
-// lost: the user would see 255. So the EOF of a command that closes its output
-// early is late; that is the price.
 func (f *flow) carry() {
-	toClient := f.session != nil && !f.toServer
-	var (
-		exited = make(chan struct{})
-		exit   = sync.OnceFunc(func() { close(exited) })
-		lost   bool // written before exited is closed
-		data   sync.WaitGroup
-		all    sync.WaitGroup
-	)
-	f.start(&data, func() { f.copy(f.to.writeStderr, f.from.Stderr()) })
-	f.start(&all, func() {
-		f.copy(f.to.Write, f.from)
-		// EOF ends both streams: what stderr sends later would be dropped
-		// here, and take it for an attack is what sshd does.
-		data.Wait()
-		if toClient {
-			<-exited
-			if lost {
-				f.to.writeStderr([]byte("\r\n" + f.r.Lost + "\r\n"))
-			}
-		}
-		f.to.closeWrite()
-	})
+	f.exited = make(chan struct{})
+	exit := sync.OnceFunc(func() { close(f.exited) })
+	f.streams.Store(2)
+	f.start(&f.all, func() { f.copy(f.to.writeStderr, f.from.Stderr(), make([]byte, smallBuffer)) })
+	f.start(&f.all, func() { f.copy(f.to.Write, f.from, make([]byte, smallBuffer)) })
 
-	q := requests{flow: f, exit: exit}
+	f.queue.flow, f.queue.exit = f, exit
 	for req := range f.reqs {
-		q.add(req)
+		f.queue.add(req)
 	}
 	// from is closed now: nothing more will come in.
 	handedOver := make(chan struct{})
@@ -137,15 +120,42 @@ func (f *flow) carry() {
 	if f.toServer {
 		f.start(&hurry, func() { f.hurry(handedOver) })
 	}
-	q.passing.Wait()
-	if toClient && !q.exited && f.r.Lost != "" {
-		lost = f.serverLost()
+	f.queue.settle()
+	if f.holdsEOF() && !f.queue.exited && f.r.Lost != "" {
+		f.lost = f.serverLost()
 	}
 	exit()
-	all.Wait()
+	f.all.Wait()
 	close(handedOver)
 	hurry.Wait()
+	// A close overtakes the replies that are on their way from the other side.
+	f.reverse.queue.settle()
 	f.to.Close()
+}
+
+// holdsEOF says that EOF must wait for the end of the command.
+//
+// The end of a session is announced to the client by exit-status before EOF;
+// RFC 4254, section 6.10, leaves the order open. An OpenSSH client that
+// multiplexes closes as soon as it has sent and received EOF, package ssh
+// confirms a close by itself and at once, and a status that comes later is
+// lost: the user would see 255. So the EOF of a command that closes its output
+// early is late; that is the price.
+func (f *flow) holdsEOF() bool { return f.session != nil && !f.toServer }
+
+// streamEnded counts the end of data or of stderr. EOF ends both: what stderr
+// sends later would be dropped here, and sshd takes it for an attack.
+func (f *flow) streamEnded() {
+	if f.streams.Add(-1) > 0 {
+		return
+	}
+	if f.holdsEOF() {
+		<-f.exited
+		if f.lost {
+			f.to.writeStderr([]byte("\r\n" + f.r.Lost + "\r\n"))
+		}
+	}
+	f.to.closeWrite()
 }
 
 // start runs what in a goroutine that wg waits for and whose panics end this
@@ -207,18 +217,18 @@ const (
 var largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
 
 // copy hands over what from sends until its end, or until to takes no more.
-func (f *flow) copy(write func([]byte) (int, error), from io.Reader) {
-	small := make([]byte, smallBuffer)
-	for {
-		// An error beside data says that the window could not be adjusted. What
-		// has arrived is still to be read.
-		n, err := from.Read(small)
-		if n == 0 && err != nil || !f.handOver(write, small[:n]) {
-			return
-		}
-		if n == len(small) && !f.copyBulk(write, from) {
-			return
-		}
+//
+// It waits on a fresh stack each time: those that have handed something over
+// have grown, stay that way, and are most of what an idle session costs.
+func (f *flow) copy(write func([]byte) (int, error), from io.Reader, small []byte) {
+	// An error beside data says that the window could not be adjusted. What
+	// has arrived is still to be read.
+	n, err := from.Read(small)
+	switch {
+	case n == 0 && err != nil, !f.handOver(write, small[:n]), n == len(small) && !f.copyBulk(write, from):
+		f.streamEnded()
+	default:
+		f.start(&f.all, func() { f.copy(write, from, small) })
 	}
 }
 
@@ -256,25 +266,33 @@ func (f *flow) handOver(write func([]byte) (int, error), p []byte) bool {
 // package ssh: it keeps 16, and then stops the whole connection.
 type requests struct {
 	*flow
-	exit    func() // called when the end of a session's command has been passed on
-	exited  bool   // whether that has happened; may be read after passing.Wait
-	passing sync.WaitGroup
+	exit   func() // called when the end of a session's command has been passed on
+	exited bool   // whether that has happened; may be read after settle
 
 	mu      sync.Mutex
+	settled sync.Cond // busy has become false
 	waiting []*ssh.Request
 	bytes   int
-	busy    bool // a goroutine passes those that wait
+	busy    bool // a goroutine of all passes those that wait
 	over    bool // there were too many
 }
 
-// add passes req on, or has it wait.
+// settle waits until no request waits or is being passed.
+func (q *requests) settle() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.settled.L = &q.mu
+	for q.busy {
+		q.settled.Wait()
+	}
+}
+
+// add has req passed on.
 func (q *requests) add(req *ssh.Request) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	switch {
 	case q.over:
-	case !q.busy && !req.WantReply: // nothing to wait for
-		q.pass(req)
 	case len(q.waiting) >= requestsMax || q.bytes+len(req.Payload) > requestBytes:
 		q.r.Log.Warn("too many channel requests", "side", q.name, "request", req.Type)
 		q.over, q.waiting = true, nil
@@ -285,17 +303,29 @@ func (q *requests) add(req *ssh.Request) {
 		q.bytes += len(req.Payload)
 		if !q.busy {
 			q.busy = true
-			q.start(&q.passing, q.drain)
+			q.start(&q.all, q.drain)
 		}
 	}
 }
 
+// drain passes those that wait.
 func (q *requests) drain() {
+	panicked := true
+	defer func() {
+		if panicked { // which closes the connection; nobody may wait for more
+			q.mu.Lock()
+			q.over, q.busy, q.waiting = true, false, nil
+			q.settled.Broadcast()
+			q.mu.Unlock()
+		}
+	}()
 	for {
 		q.mu.Lock()
 		if len(q.waiting) == 0 {
-			q.busy = false
+			q.busy, q.waiting = false, nil
+			q.settled.Broadcast()
 			q.mu.Unlock()
+			panicked = false
 			return
 		}
 		req := q.waiting[0]

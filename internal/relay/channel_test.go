@@ -291,7 +291,7 @@ func TestEverythingArrives(t *testing.T) {
 	var all sync.WaitGroup
 	for i, kind := range []string{"session", "session", "direct-tcpip"} {
 		near, far := w.open(kind)
-		all.Go(func() { exchange(t, near, far, 2<<20, uint64(i)) })
+		all.Go(func() { exchange(t, near, far, 3<<19, uint64(i)) })
 	}
 	all.Wait()
 }
@@ -306,7 +306,7 @@ func TestRekey(t *testing.T) {
 	w.server <- w.up
 	near, far := w.open("session")
 	var both sync.WaitGroup
-	const size = 6 << 20
+	const size = 4 << 20
 	var sum, got [2][32]byte
 	both.Go(func() { sum[0] = send(t, near, size, 1); near.CloseWrite() })
 	both.Go(func() {
@@ -327,7 +327,7 @@ func TestRekey(t *testing.T) {
 // TestServerSpeaksFirst: what comes with the confirmation is not lost.
 func TestServerSpeaksFirst(t *testing.T) {
 	w := join(t, permitAll(), overTCP)
-	for range 200 {
+	for range 100 {
 		go func() {
 			nc := <-w.bastion.Chans
 			ch, _, err := nc.Accept()

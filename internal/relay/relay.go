@@ -338,9 +338,21 @@ func (s *side) serve(backlog []item, loops *sync.WaitGroup) {
 			if it.req.WantReply {
 				watch()
 			}
-			s.request(it.req)
+			s.aside(func() { s.request(it.req) })
 		}
 	}
+}
+
+// aside runs what on a stack of its own, and waits. The goroutine that waits for
+// the next request does so for hours, on a stack that never shrinks below what
+// it has once needed.
+func (s *side) aside(what func()) {
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer s.recover("request")
+		what()
+	})
+	wg.Wait()
 }
 
 // request passes a global request on and its reply back.

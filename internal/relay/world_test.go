@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
-	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -217,7 +216,7 @@ func (b *buffer) read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n := copy(p, b.data)
-	b.data = slices.Delete(b.data, 0, n)
+	b.data = b.data[n:]
 	b.changed.Broadcast()
 	return n, nil
 }
