@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -155,8 +156,16 @@ func (s *serve) Run(ctx context.Context, std streams) error {
 		}()
 		defer func() { close(stop); <-reaped }()
 	}
+	ballast := make([]byte, ballastSize)
+	defer runtime.KeepAlive(ballast)
 	return server.Serve(ctx, l)
 }
+
+// ballastSize is of memory that is never touched, and so costs none, but that the
+// garbage collector counts as in use: it collects when the heap has doubled, and
+// without it, since package ssh allocates each packet, would do nothing else
+// while much is moved.
+const ballastSize = 32 << 20
 
 // keepDescriptors makes sure that no inherited descriptor reaches a session.
 // A lock that a session's process held would outlive the agent.

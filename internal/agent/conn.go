@@ -18,7 +18,7 @@ import (
 const (
 	// maxChannels is how many channels one connection may have, whoever
 	// opened them, and maxListeners how many remote forwards.
-	maxChannels  = 128
+	maxChannels  = 256
 	maxListeners = 128
 	// defaultMaxSessions is sshd's MaxSessions.
 	defaultMaxSessions = 10

@@ -39,6 +39,7 @@ import (
 
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 	"github.com/sallyport-ssh/sallyport/internal/sshca"
+	"github.com/sallyport-ssh/sallyport/internal/wire"
 )
 
 // A Server is the SSH server of one bastion. Its fields must not be changed
@@ -283,7 +284,7 @@ func (s *Server) identify(key ssh.PublicKey) (identity.Identity, error) {
 // bastion until leave is called with it.
 func (s *Server) login(nc net.Conn, config *ssh.ServerConfig) (*conn, error) {
 	nc.SetDeadline(time.Now().Add(loginGrace))
-	sc, chans, reqs, err := ssh.NewServerConn(nc, config)
+	sc, chans, reqs, err := ssh.NewServerConn(wire.New(nc), config)
 	if err != nil {
 		return nil, err
 	}
