@@ -374,7 +374,9 @@ func (c *conn) forwardAgent() bool {
 		c.log.Warn("no directory for an agent socket", "err", err)
 		return false
 	}
-	l, err := c.listenSocket(&net.UnixAddr{Name: filepath.Join(dir, "agent"), Net: "unix"})
+	// Named as sshd's are: scripts look for /tmp/ssh-*/agent.*.
+	name := filepath.Join(dir, "agent."+strconv.Itoa(os.Getpid()))
+	l, err := c.listenSocket(&net.UnixAddr{Name: name, Net: "unix"})
 	removeDir := func() { a.do(0o077, func() error { return os.Remove(dir) }) }
 	if err != nil {
 		c.log.Warn("no agent socket", "err", err)
