@@ -207,7 +207,7 @@ func (f *flow) serverLost() bool {
 // from package ssh returns all that has arrived, up to the buffer's size, so a
 // large one also saves locks, wake-ups and window adjustments.
 const (
-	smallBuffer = 512
+	smallBuffer = 128
 	largeBuffer = 256 << 10
 	// dry is what a read must return at least for the stream not to count as
 	// dry: the payload of one full packet (RFC 4253, section 6.1).

@@ -631,3 +631,25 @@ func TestTellWaitsForNobody(t *testing.T) {
 		<-w.done
 	})
 }
+
+// TestReplyBeforeClose: a command that ends at once, and takes its channel with
+// it, does not take the reply to the request that started it.
+func TestReplyBeforeClose(t *testing.T) {
+	r := permitAll()
+	w := join(t, r, overTCP)
+	for range 300 {
+		near, far := w.open("session")
+		go func() {
+			for req := range far.reqs {
+				req.Reply(true, nil)
+				far.SendRequest("exit-status", false, []byte{0, 0, 0, 0})
+				far.Close()
+			}
+		}()
+		if ok, err := near.SendRequest("exec", true, ssh.Marshal(struct{ Command string }{"true"})); !ok || err != nil {
+			t.Fatalf("exec: %v, %v", ok, err)
+		}
+		for range near.reqs {
+		}
+	}
+}

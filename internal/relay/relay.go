@@ -18,8 +18,9 @@
 //     (OpenSSH PROTOCOL, section 2.5). The bastion's would only mislead.
 //   - tun@openssh.com is refused: a bastion has no tunnel device.
 //
-// And what the user's [identity.Permissions] do not permit is refused here, as
-// it is in the bastion.
+// And what the user's [identity.Permissions] rule out as a whole, such as every
+// forward, is refused here. Which hosts and ports a forward may name, and which
+// command is forced, the bastion enforces.
 //
 // # Order
 //

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 	"github.com/sallyport-ssh/sallyport/internal/wire"
 )
 
@@ -57,7 +57,7 @@ func start(t testing.TB, r *Relay, link func(testing.TB) (a, b net.Conn)) *world
 			discard(p)
 		}
 		<-w.done
-		if _, isMemory := r.Client.Conn.RemoteAddr().(memoryAddr); isMemory {
+		if r.Client.Conn.RemoteAddr().Network() == "pipe" {
 			return // synctest reports goroutines that are left
 		}
 		for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
@@ -164,83 +164,8 @@ func overTCP(t testing.TB) (a, b net.Conn) {
 	return wire.New(a), wire.New(b)
 }
 
-// inMemory links by two buffers, for synctest: it has no timers, and knows that
-// a goroutine blocked on one is idle. (A net.Pipe has no buffer, and package
-// ssh writes at both ends before it reads.)
-func inMemory(testing.TB) (a, b net.Conn) {
-	there, back := newBuffer(), newBuffer()
-	return &memory{r: there, w: back}, &memory{r: back, w: there}
-}
-
-type memory struct{ r, w *buffer }
-
-func (m *memory) Read(p []byte) (int, error)  { return m.r.read(p) }
-func (m *memory) Write(p []byte) (int, error) { return m.w.write(p) }
-func (m *memory) Close() error {
-	m.r.close()
-	m.w.close()
-	return nil
-}
-
-func (m *memory) LocalAddr() net.Addr              { return memoryAddr{} }
-func (m *memory) RemoteAddr() net.Addr             { return memoryAddr{} }
-func (m *memory) SetDeadline(time.Time) error      { return nil }
-func (m *memory) SetReadDeadline(time.Time) error  { return nil }
-func (m *memory) SetWriteDeadline(time.Time) error { return nil }
-
-type memoryAddr struct{}
-
-func (memoryAddr) Network() string { return "memory" }
-func (memoryAddr) String() string  { return "memory" }
-
-type buffer struct {
-	mu      sync.Mutex
-	changed sync.Cond
-	data    []byte
-	closed  bool
-}
-
-func newBuffer() *buffer {
-	b := &buffer{}
-	b.changed.L = &b.mu
-	return b
-}
-
-func (b *buffer) read(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for len(b.data) == 0 && !b.closed {
-		b.changed.Wait()
-	}
-	if len(b.data) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(p, b.data)
-	b.data = b.data[n:]
-	b.changed.Broadcast()
-	return n, nil
-}
-
-func (b *buffer) write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for len(b.data) > 256<<10 && !b.closed {
-		b.changed.Wait()
-	}
-	if b.closed {
-		return 0, io.ErrClosedPipe
-	}
-	b.data = append(b.data, p...)
-	b.changed.Broadcast()
-	return len(p), nil
-}
-
-func (b *buffer) close() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.closed = true
-	b.changed.Broadcast()
-}
+// inMemory links by memory, for synctest.
+func inMemory(testing.TB) (a, b net.Conn) { return sshtest.Pipe() }
 
 // A channel is one end of an SSH channel.
 type channel struct {

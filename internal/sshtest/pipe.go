@@ -10,6 +10,9 @@ import (
 	"time"
 )
 
+// room is how much one direction holds before writes wait.
+const room = 256 << 10
+
 // Pipe is [net.Pipe] with room to write, since both ends of an SSH connection
 // begin by writing. It works under synctest: time in it is that of the bubble.
 func Pipe() (net.Conn, net.Conn) {
@@ -47,6 +50,7 @@ func (p *pipeEnd) Read(data []byte) (int, error) {
 	if b.data.Len() == 0 {
 		return 0, io.EOF
 	}
+	b.changed.Broadcast()
 	return b.data.Read(data)
 }
 
@@ -54,6 +58,9 @@ func (p *pipeEnd) Write(data []byte) (int, error) {
 	b := p.out
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for b.data.Len() > room && !b.closed {
+		b.changed.Wait()
+	}
 	if b.closed {
 		return 0, io.ErrClosedPipe
 	}
