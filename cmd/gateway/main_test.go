@@ -79,6 +79,7 @@ func (w withPrograms) Run() int {
 //	               gateway under other names, for jumps; ssh_config_stranger has key id2
 //	$LOOP          an address of this machine that no other script uses, so that ports may be fixed
 //	$ME            the account that bastions run in
+//	$PORT $GATEWAY once it is started, where the gateway listens on 127.0.0.1, and its process
 //
 // and these commands beside testscript's own:
 //
@@ -121,9 +122,9 @@ func TestScripts(t *testing.T) {
 		},
 		Setup: func(env *testscript.Env) error {
 			n := worlds.Add(1)
-			w := &world{dir: env.WorkDir, env: env, loop: fmt.Sprintf("127.%d.%d.%d", 1+os.Getpid()%200, 1+os.Getpid()/200%200, n)}
+			w := &world{dir: env.WorkDir, loop: fmt.Sprintf("127.%d.%d.%d", 1+os.Getpid()%200, 1+os.Getpid()/200%200, n)}
 			env.Values[worldKey{}] = w
-			env.Defer(w.end)
+			env.Defer(func() { w.end(env.T()) })
 			env.Setenv("PATH", bin+string(filepath.ListSeparator)+os.Getenv("PATH"))
 			env.Setenv("ME", me.Username)
 			env.Setenv("HOME", env.WorkDir)
@@ -164,9 +165,7 @@ func inWorld(f func(*world, *testscript.TestScript, []string)) func(*testscript.
 
 // A world is what one script plays in.
 type world struct {
-	dir string
-	env *testscript.Env
-
+	dir  string
 	loop string // $LOOP
 
 	settings map[string]string // of gateway.yaml; "profile.name" for a profile's
@@ -243,32 +242,48 @@ func (w *world) writeConfig() error {
 	return os.WriteFile(w.path("gateway.yaml"), []byte(top.String()+"profiles:\n"+profiles.String()), 0o600)
 }
 
-// start starts the gateway and writes the client's files for it.
-func (w *world) start(ts *testscript.TestScript, args []string) {
+func (w *world) start(ts *testscript.TestScript, _ []string) {
+	ts.Check(w.startGateway())
+	ts.Setenv("PORT", strconv.Itoa(w.port))
+	ts.Setenv("GATEWAY", strconv.Itoa(w.gateway.Process.Pid))
+}
+
+// startGateway starts the gateway and writes the client's files for it.
+func (w *world) startGateway() error {
 	out, err := os.OpenFile(w.path("gateway.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	ts.Check(err)
+	if err != nil {
+		return err
+	}
 	defer out.Close()
 	from, err := out.Seek(0, io.SeekEnd)
-	ts.Check(err)
+	if err != nil {
+		return err
+	}
 	w.gateway = exec.Command(filepath.Join(bin, "gateway"), "serve", "--config", "gateway.yaml")
 	w.gateway.Stderr, w.gateway.Stdout = out, out
 	w.gateway.Dir = w.dir
 	w.gateway.Env = append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66",
-		"PATH="+ts.Getenv("PATH")) // for agents that are scripts around bastion-agent
-	ts.Check(w.gateway.Start())
+		"PATH="+bin+":"+os.Getenv("PATH")) // for agents that are scripts around bastion-agent
+	if err := w.gateway.Start(); err != nil {
+		return err
+	}
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		log, err := os.ReadFile(w.path("gateway.log"))
-		ts.Check(err)
+		if err != nil {
+			return err
+		}
 		if w.port = listening(log[from:]); w.port != 0 {
 			break
 		}
-		if time.Now().After(deadline) || w.gateway.Process.Signal(syscall.Signal(0)) != nil {
-			ts.Fatalf("the gateway does not listen:\n%s", log)
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the gateway does not listen:\n%s", log)
 		}
 	}
 	hostKey, err := os.ReadFile(w.path("host_key.pub"))
-	ts.Check(err)
-	ts.Check(os.WriteFile(w.path("known_hosts"), fmt.Appendf(nil, "[127.0.0.1]:%d %s", w.port, hostKey), 0o600))
+	if err != nil {
+		return err
+	}
+	known := os.WriteFile(w.path("known_hosts"), fmt.Appendf(nil, "[127.0.0.1]:%d %s", w.port, hostKey), 0o600)
 	config := func(key string) []byte {
 		return fmt.Appendf(nil, `Host gateway inner other
   HostName 127.0.0.1
@@ -285,9 +300,9 @@ Host *
   StrictHostKeyChecking yes
 `, w.port, w.dir, key)
 	}
-	ts.Check(os.WriteFile(w.path("ssh_config"), config("id"), 0o600))
-	ts.Check(os.WriteFile(w.path("ssh_config_stranger"), config("id2"), 0o600))
-	ts.Setenv("PORT", strconv.Itoa(w.port))
+	return errors.Join(known,
+		os.WriteFile(w.path("ssh_config"), config("id"), 0o600),
+		os.WriteFile(w.path("ssh_config_stranger"), config("id2"), 0o600))
 }
 
 // listening returns the port that the log says the gateway listens on.
@@ -366,22 +381,25 @@ func (w *world) killAgents(ts *testscript.TestScript, _ []string) {
 }
 
 // end leaves nothing running, whatever the script did.
-func (w *world) end() {
-	if t, ok := w.env.T().(interface{ Failed() bool }); ok && t.Failed() {
+func (w *world) end(report interface {
+	Log(...any)
+	FailNow()
+}) {
+	if t, ok := report.(interface{ Failed() bool }); ok && t.Failed() {
 		log, _ := os.ReadFile(w.path("gateway.log"))
 		agents, _ := filepath.Glob(w.path("state/bastions/*/agent.log"))
 		for _, file := range agents {
 			text, _ := os.ReadFile(file)
 			log = append(log, text...)
 		}
-		w.env.T().Log("logs of gateway and agents:\n" + string(log))
+		report.Log("logs of gateway and agents:\n" + string(log))
 	}
 	if w.gateway != nil {
 		w.gateway.Process.Signal(syscall.SIGTERM)
 		kill := time.AfterFunc(20*time.Second, func() { w.gateway.Process.Kill() })
 		defer kill.Stop()
 		if err := w.gateway.Wait(); err != nil {
-			w.env.T().Log("gateway: ", err)
+			report.Log("gateway: ", err)
 		}
 	}
 	for _, pid := range w.pids() {
@@ -392,8 +410,8 @@ func (w *world) end() {
 	}
 	w.serving.Wait()
 	if log, err := os.ReadFile(w.path("gateway.log")); err == nil && bytes.Contains(log, []byte("DATA RACE")) {
-		w.env.T().Log(string(log))
-		w.env.T().FailNow()
+		report.Log(string(log))
+		report.FailNow()
 	}
 }
 
