@@ -635,21 +635,30 @@ func TestTellWaitsForNobody(t *testing.T) {
 // TestReplyBeforeClose: a command that ends at once, and takes its channel with
 // it, does not take the reply to the request that started it.
 func TestReplyBeforeClose(t *testing.T) {
-	r := permitAll()
-	w := join(t, r, overTCP)
-	for range 300 {
-		near, far := w.open("session")
-		go func() {
-			for req := range far.reqs {
-				req.Reply(true, nil)
-				far.SendRequest("exit-status", false, []byte{0, 0, 0, 0})
-				far.Close()
+	bubble(t, func(t *testing.T) { // where goroutines meet in ever new orders
+		for range 20 {
+			r := permitAll()
+			r.MaxSessions = 100
+			w := join(t, r, inMemory)
+			var wg sync.WaitGroup
+			for range 50 {
+				near, far := w.open("session")
+				wg.Go(func() {
+					for req := range far.reqs {
+						req.Reply(true, nil)
+						far.SendRequest("exit-status", false, []byte{0, 0, 0, 0})
+						far.Close()
+					}
+				})
+				wg.Go(func() {
+					if ok, err := near.SendRequest("exec", true, ssh.Marshal(struct{ Command string }{"true"})); !ok || err != nil {
+						t.Errorf("exec: %v, %v", ok, err)
+					}
+					for range near.reqs {
+					}
+				})
 			}
-		}()
-		if ok, err := near.SendRequest("exec", true, ssh.Marshal(struct{ Command string }{"true"})); !ok || err != nil {
-			t.Fatalf("exec: %v, %v", ok, err)
+			wg.Wait()
 		}
-		for range near.reqs {
-		}
-	}
+	})
 }
