@@ -1,4 +1,5 @@
-"""asyncssh: commands, half-close, signals, sftp, a remote forward of any port."""
+# asyncssh: commands, eight at a time, half-close, a signal, sftp, a remote
+# forward of any port.
 import asyncio, os
 import asyncssh
 

@@ -1,5 +1,5 @@
-"""paramiko: commands, sftp, forwards both ways; and whoever proves one name
-must not get in under another."""
+# paramiko: commands, sftp, forwards both ways; and whoever has proved one name
+# does not get in under another.
 import os, socket, threading
 import paramiko
 

@@ -1,4 +1,4 @@
-# sftp in batch mode.
+# sftp with batches.
 . "$CLIENTS/lib.sh"
 random 20000000 >data
 mkdir tree

@@ -110,7 +110,7 @@ func matches(criteria, userName string) (bool, error) {
 	case len(fields) == 2 && fields[0] == "user":
 		return fields[1] == strings.ToLower(userName), nil
 	}
-	return false, fmt.Errorf("Match %s: the gateway has nothing like it", criteria)
+	return false, fmt.Errorf("block Match %s: the gateway has nothing like it", criteria)
 }
 
 // ignored options say nothing that could be done or left undone here.

@@ -1,0 +1,1 @@
+s|--identity $OBJ/ssh-rsa|--identity $OBJ/ssh-ed25519|
