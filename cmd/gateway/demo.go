@@ -208,9 +208,11 @@ func (d *demo) writeClientFiles(addr *net.TCPAddr) error {
 
 // explain prints what to try.
 func (d *demo) explain(w io.Writer) {
-	cfg := d.path("ssh_config")
+	cfg, jump := d.path("ssh_config"), "-J bastion"
 	if strings.ContainsAny(cfg, " '\"\\$") {
 		cfg = "'" + strings.ReplaceAll(cfg, "'", `'\''`) + "'"
+		// ssh passes the path on to the ssh that -J starts without quotes.
+		jump = fmt.Sprintf(`-o ProxyCommand="ssh -F %s -W %%h:%%p bastion"`, cfg)
 	}
 	key := "your own SSH keys are authorised"
 	if d.ownKey {
@@ -225,7 +227,7 @@ Sallyport is listening; %s. In another terminal:
       one command; the bastion is there already
   scp -F %[2]s /etc/hostname bastion:/tmp/copied-by-scp
       copies a file; sftp and rsync work the same way
-  ssh -F %[2]s -J bastion inside
+  ssh -F %[2]s %[4]s inside
       jumps through your bastion; any host that it reaches may stand for "inside"
   ssh -F %[2]s -N -L 127.0.0.1:8022:127.0.0.1:%[3]d bastion
       while it runs, port 8022 here is what port %[3]d is for your bastion
@@ -233,5 +235,5 @@ Sallyport is listening; %s. In another terminal:
 Your bastion ends a while after your last connection. Ctrl-C ends this gateway;
 the bastion stays, and the next demo finds it again.
 
-`, key, cfg, d.port)
+`, key, cfg, d.port, jump)
 }
