@@ -178,7 +178,7 @@ func translate(c call, dir string) (site, error) {
 	result := site{}
 	var keyFile, port string
 	var addresses, acceptEnv []string
-	var forced forcedOptions
+	var force forced
 	for _, name := range slices.Sorted(maps.Keys(s)) {
 		values := s[name]
 		value := values[0]
@@ -213,18 +213,18 @@ func translate(c call, dir string) (site, error) {
 			if rest, ok := strings.CutPrefix(value, "internal-sftp"); ok {
 				value = "/usr/lib/openssh/sftp-server" + rest
 			}
-			forced.command = value
+			force.command = value
 		case "allowtcpforwarding":
-			forced.tcpForwarding = value
+			force.tcpForwarding = value
 		case "permitopen":
-			forced.permitOpen = strings.Fields(value)
+			force.permitOpen = strings.Fields(value)
 		case "permitlisten":
-			forced.permitListen = strings.Fields(value)
+			force.permitListen = strings.Fields(value)
 		case "setenv":
-			forced.environment = strings.Fields(value)
+			force.environment = strings.Fields(value)
 		case "pubkeyacceptedalgorithms", "pubkeyacceptedkeytypes":
 			if !strings.HasPrefix(value, "+") {
-				forced.keyTypes = strings.Split(value, ",")
+				force.keyTypes = strings.Split(value, ",")
 			}
 		default:
 			switch {
@@ -246,7 +246,7 @@ func translate(c call, dir string) (site, error) {
 		addresses[i] = a + ":" + port
 	}
 	put("listen", addresses...)
-	keysDir, err := keyFolder(keyFile, me.Username, forced, dir, !c.inetd)
+	keysDir, err := keyFolder(keyFile, me.Username, force, dir, !c.inetd)
 	if err != nil {
 		return site{}, err
 	}
@@ -289,8 +289,8 @@ func hostKeys(files, algorithms []string) ([]string, error) {
 	return usable, nil
 }
 
-// forcedOptions are settings for all users that only a key can have here.
-type forcedOptions struct {
+// forced are settings for all users that only a key can have here.
+type forced struct {
 	command                  string
 	tcpForwarding            string
 	permitOpen, permitListen []string
@@ -298,7 +298,7 @@ type forcedOptions struct {
 	keyTypes                 []string // nil: all
 }
 
-func (o forcedOptions) empty() bool {
+func (o forced) empty() bool {
 	return o.command == "" && (o.tcpForwarding == "" || o.tcpForwarding == "yes") &&
 		o.permitOpen == nil && o.permitListen == nil && o.environment == nil && o.keyTypes == nil
 }
@@ -307,7 +307,7 @@ func (o forcedOptions) empty() bool {
 // userName. If they are to be live, so that the suite can change them under a
 // running gateway, and there is nothing to add to them, it is the file's own
 // folder; otherwise it is in dir.
-func keyFolder(file, userName string, o forcedOptions, dir string, live bool) (string, error) {
+func keyFolder(file, userName string, o forced, dir string, live bool) (string, error) {
 	if live && o.empty() {
 		folder := filepath.Dir(file)
 		link := filepath.Join(folder, userName)
@@ -345,7 +345,7 @@ var (
 )
 
 // apply returns a line of authorized_keys with the options added.
-func (o forcedOptions) apply(line string) (string, error) {
+func (o forced) apply(line string) (string, error) {
 	options, key := splitOptions(line)
 	if key == "" || key[0] == '#' {
 		return line, nil
