@@ -30,8 +30,6 @@ func TestDifferential(t *testing.T) {
 		// program is what is run in place of ssh -F CONFIG [before] HOST command; HOST
 		// and CONFIG are replaced in it.
 		program string
-		// blur takes out what cannot be the same, in addition to blurs.
-		blur map[string]string
 	}{
 		{name: "true", command: "true"},
 		{name: "exit 7", command: "exit 7"},
@@ -138,7 +136,7 @@ func TestDifferential(t *testing.T) {
 					}
 					args = append([]string{"pty", file}, args...)
 				}
-				return blur(w.run(t, args, tt.stdin), tt.blur)
+				return blur(w.run(t, args, tt.stdin))
 			}
 			want := run("sshd")
 			got := run("gateway")
@@ -178,14 +176,14 @@ var blurs = []struct {
 	{regexp.MustCompile(`(?m)^Last login: .*\r\n`), ""},
 }
 
-func blur(text string, more map[string]string) string {
+func blur(text string) string {
+	// Of much output only the end may need it: what ssh says in parting.
+	from := max(0, len(text)-16<<10)
+	rest := text[from:]
 	for _, b := range blurs {
-		text = b.what.ReplaceAllString(text, b.with)
+		rest = b.what.ReplaceAllString(rest, b.with)
 	}
-	for what, with := range more {
-		text = regexp.MustCompile(what).ReplaceAllString(text, with)
-	}
-	return text
+	return text[:from] + rest
 }
 
 func excerpt(text string) string {
