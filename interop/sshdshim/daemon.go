@@ -44,12 +44,18 @@ func daemonise(args []string, c call) error {
 		}
 		select {
 		case err := <-exited:
-			return fmt.Errorf("the gateway did not start (%v); its log is %s", err, c.log)
+			return fmt.Errorf("the gateway did not start (%v); its log ends:\n%s", err, lastLines(c.log))
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
 	cmd.Process.Kill()
 	return errors.New("the gateway did not start in time")
+}
+
+// lastLines returns the end of a log.
+func lastLines(path string) []byte {
+	log, _ := os.ReadFile(path)
+	return log[max(0, len(log)-1000):]
 }
 
 // supervise runs a gateway until SIGTERM, and starts it anew at SIGHUP.
