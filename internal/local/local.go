@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -180,6 +181,11 @@ func (l *Launcher) start(home folder, id, account string, want bastion.Launch) (
 		return nil, err
 	}
 	defer life.Close() // the agent's copy keeps the lock
+	// The last words of an agent that died are worth a look.
+	err = os.Rename(home.file("agent.log"), home.file("agent.log.1"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	log, err := os.OpenFile(home.file("agent.log"), os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
