@@ -30,6 +30,14 @@ func serveStdio(c call, logTo io.Writer) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
+	// A client ends its ProxyCommand like this; dir is not to stay.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP, syscall.SIGTERM)
+	go func() { // until the process ends
+		<-hangup
+		os.RemoveAll(dir)
+		os.Exit(255)
+	}()
 	site, err := translate(c, dir)
 	if err != nil {
 		return err
