@@ -16,8 +16,8 @@ const module = "github.com/sallyport-ssh/sallyport/"
 // point one way: the commands know everything; the gateway knows whom it joins;
 // what can stand alone does.
 var mayImport = map[string][]string{
-	"cmd/gateway":       {"internal/auth", "internal/bastion", "internal/config", "internal/gateway", "internal/local", "internal/wire"},
-	"cmd/bastion-agent": {"internal/agent", "internal/sshca"},
+	"cmd/gateway":       {"internal/auth", "internal/bastion", "internal/config", "internal/gateway", "internal/local", "internal/oplog", "internal/wire"},
+	"cmd/bastion-agent": {"internal/agent", "internal/oplog", "internal/sshca"},
 	"internal/gateway":  {"internal/auth", "internal/bastion", "internal/identity", "internal/relay", "internal/wire"},
 	"internal/local":    {"internal/bastion"},
 	"internal/bastion":  {"internal/identity", "internal/sshca"},
@@ -27,6 +27,7 @@ var mayImport = map[string][]string{
 	"internal/auth":     {"internal/identity"},
 	"internal/identity": {}, // plain data
 	"internal/config":   {},
+	"internal/oplog":    {},
 	"internal/wire":     {},
 	"internal/sshtest":  {}, // for tests only: nothing that is shipped imports it
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -24,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport-ssh/sallyport/internal/agent"
+	"github.com/sallyport-ssh/sallyport/internal/oplog"
 	"github.com/sallyport-ssh/sallyport/internal/sshca"
 )
 
@@ -73,22 +73,23 @@ type streams struct {
 }
 
 type serve struct {
-	Listen    string        `default:":2022" help:"Address to listen on."`
-	Owner     string        `required:"" help:"The user this bastion belongs to."`
-	Account   string        `required:"" help:"Local account that sessions run as."`
-	FleetKey  string        `required:"" help:"Public key of the fleet's certificate authority, as in an authorized_keys line."`
-	Principal string        `required:"" help:"Name of this bastion in login certificates."`
-	Idle      time.Duration `default:"15m" help:"Exit this long after the last connection; 0 means never."`
-	MaxLife   time.Duration `default:"12h" help:"Exit when this old; 0 means never."`
-	AcceptEnv []string      `placeholder:"PATTERN" help:"Variables that clients may set, as AcceptEnv of sshd_config(5); may be repeated."`
-	ReadyFD   int           `name:"ready-fd" default:"-1" help:"Inherited descriptor to write address and host key to, as a line of JSON, once the agent listens."`
-	LockFD    int           `name:"lock-fd" default:"-1" help:"Inherited descriptor to hold open while the agent lives, and to give to no child."`
+	Listen      string        `default:":2022" help:"Address to listen on."`
+	Owner       string        `required:"" help:"The user this bastion belongs to."`
+	Account     string        `required:"" help:"Local account that sessions run as."`
+	FleetKey    string        `required:"" help:"Public key of the fleet's certificate authority, as in an authorized_keys line."`
+	Principal   string        `required:"" help:"Name of this bastion in login certificates."`
+	Idle        time.Duration `default:"15m" help:"Exit this long after the last connection; 0 means never."`
+	MaxLife     time.Duration `default:"12h" help:"Exit when this old; 0 means never."`
+	AcceptEnv   []string      `placeholder:"PATTERN" help:"Variables that clients may set, as AcceptEnv of sshd_config(5); may be repeated."`
+	MaxSessions int           `default:"10" help:"How many sessions one connection may have open."`
+	ReadyFD     int           `name:"ready-fd" default:"-1" help:"Inherited descriptor to write address and host key to, as a line of JSON, once the agent listens."`
+	LockFD      int           `name:"lock-fd" default:"-1" help:"Inherited descriptor to hold open while the agent lives, and to give to no child."`
 }
 
 // Run implements the serve command.
 func (s *serve) Run(ctx context.Context, std streams) error {
 	keepDescriptors(s.ReadyFD, s.LockFD)
-	log := slog.New(slog.NewJSONHandler(std.err, nil)).With("owner", s.Owner)
+	log := oplog.New(std.err).With("owner", s.Owner)
 
 	fleet, _, _, _, err := ssh.ParseAuthorizedKey([]byte(s.FleetKey))
 	if err != nil {
@@ -112,16 +113,17 @@ func (s *serve) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	server := &agent.Server{
-		HostKey:   hostKey,
-		Verifier:  sshca.Verifier{Fleet: fleet, Principal: s.Principal},
-		Owner:     s.Owner,
-		Account:   account,
-		Idle:      s.Idle,
-		MaxLife:   s.MaxLife,
-		AcceptEnv: s.AcceptEnv,
-		SFTP:      agent.SFTPCommand(quote(self) + " sftp-server"),
-		TZ:        os.Getenv("TZ"),
-		Log:       log,
+		HostKey:     hostKey,
+		Verifier:    sshca.Verifier{Fleet: fleet, Principal: s.Principal},
+		Owner:       s.Owner,
+		Account:     account,
+		Idle:        s.Idle,
+		MaxLife:     s.MaxLife,
+		AcceptEnv:   s.AcceptEnv,
+		MaxSessions: s.MaxSessions,
+		SFTP:        agent.SFTPCommand(quote(self) + " sftp-server"),
+		TZ:          os.Getenv("TZ"),
+		Log:         log,
 	}
 
 	// What the agent was started with is not for its sessions: they get an

@@ -13,13 +13,12 @@ import (
 	"runtime/debug"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/sallyport-ssh/sallyport/internal/auth"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/config"
 	"github.com/sallyport-ssh/sallyport/internal/gateway"
 	"github.com/sallyport-ssh/sallyport/internal/local"
+	"github.com/sallyport-ssh/sallyport/internal/oplog"
 	"github.com/sallyport-ssh/sallyport/internal/wire"
 )
 
@@ -68,7 +67,7 @@ func (c *checkCmd) Run(s streams) error {
 
 // serve runs a gateway on the listeners, which it closes, until ctx ends.
 func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, stderr io.Writer) error {
-	log := slog.New(slog.NewJSONHandler(stderr, nil))
+	log := oplog.New(stderr)
 	kinds, err := profiles(cfg, log)
 	if err != nil {
 		return err
@@ -108,13 +107,19 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 	ballast := make([]byte, ballastSize)
 	defer runtime.KeepAlive(ballast)
 
-	g, ctx := errgroup.WithContext(ctx)
 	for _, ln := range listeners {
 		log.Info("listening", "addr", ln.Addr().String())
-		g.Go(func() error { return server.Serve(ctx, ln) })
 	}
-	g.Go(func() error { returnMemory(ctx); return nil })
-	err = g.Wait()
+	go returnMemory(ctx)
+	err = server.Serve(ctx, listeners...)
+
+	// A start that is interrupted here would have to be begun anew by the next
+	// gateway.
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(cfg.Drain, time.Second))
+	defer cancel()
+	if waitErr := dialer.Wait(bounded); waitErr != nil {
+		log.Warn("bastions are still starting", "err", waitErr)
+	}
 	log.Info("stopped")
 	return err
 }
@@ -123,6 +128,9 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 func profiles(cfg *config.Gateway, log *slog.Logger) (map[string]bastion.Profile, error) {
 	kinds := make(map[string]bastion.Profile)
 	for name, p := range cfg.Profiles {
+		if os.Geteuid() != 0 && p.Local.Account == "" {
+			return nil, fmt.Errorf("profile %s: this gateway does not run as root, so every user would get the account that it runs as, which can read the fleet key; if that is meant, name the account in profiles.%s.local.account", name, name)
+		}
 		agent := p.Local.Agent
 		if agent == "" {
 			self, err := os.Executable()
@@ -136,12 +144,13 @@ func profiles(cfg *config.Gateway, log *slog.Logger) (map[string]bastion.Profile
 		}
 		kinds[name] = bastion.Profile{
 			Launcher: &local.Launcher{
-				Dir:       filepath.Join(cfg.StateDir, "bastions"),
-				Agent:     agent,
-				FleetKey:  cfg.FleetKey.PublicKey(),
-				Account:   p.Local.Account,
-				AcceptEnv: p.Local.AcceptEnv,
-				Log:       log,
+				Dir:         filepath.Join(cfg.StateDir, "bastions"),
+				Agent:       agent,
+				FleetKey:    cfg.FleetKey.PublicKey(),
+				Account:     p.Local.Account,
+				AcceptEnv:   p.Local.AcceptEnv,
+				MaxSessions: cfg.MaxSessions,
+				Log:         log,
 			},
 			Idle:         p.Idle,
 			MaxLife:      p.MaxLife,

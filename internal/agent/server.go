@@ -78,6 +78,8 @@ type Server struct {
 	// mu guards what follows.
 	mu    sync.Mutex
 	conns map[*conn]struct{}
+	// entering counts logins that have been promised to be let in.
+	entering int
 	// closing refuses new connections.
 	closing bool
 	// idle runs while there is no authenticated connection.
@@ -172,7 +174,6 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // acceptLoop serves connections in goroutines of serving until ctx ends, and
 // then returns nil.
 func (s *Server) acceptLoop(ctx context.Context, l net.Listener, serving *sync.WaitGroup) error {
-	config := s.config()
 	halfOpen := make(chan struct{}, maxHalfOpen)
 	for {
 		nc, err := l.Accept()
@@ -214,7 +215,7 @@ func (s *Server) acceptLoop(ctx context.Context, l net.Listener, serving *sync.W
 				defer func() { <-halfOpen }()
 				// Nobody waits for a login when the agent stops.
 				defer context.AfterFunc(ctx, func() { nc.Close() })()
-				return s.login(nc, config)
+				return s.login(nc)
 			}()
 			if err != nil {
 				s.Log.Info("login failed", "remote", nc.RemoteAddr().String(), "err", err)
@@ -226,8 +227,9 @@ func (s *Server) acceptLoop(ctx context.Context, l net.Listener, serving *sync.W
 }
 
 // config is how gateways are spoken to: with algorithms that gateways know,
-// and none that x/crypto does slowly.
-func (s *Server) config() *ssh.ServerConfig {
+// and none that x/crypto does slowly. promise is called once a login is proven,
+// before the gateway is told so.
+func (s *Server) config(promise func() error) *ssh.ServerConfig {
 	config := &ssh.ServerConfig{
 		Config: ssh.Config{
 			KeyExchanges: []string{ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeCurve25519},
@@ -236,7 +238,7 @@ func (s *Server) config() *ssh.ServerConfig {
 			// x/crypto deadlocks when its own side starts a key exchange
 			// under load: its mux waits for room to write while the peer's
 			// answer waits to be read. Let the peer start them.
-			RekeyThreshold: 1 << 40,
+			RekeyThreshold: 1 << 50,
 		},
 		PublicKeyAuthAlgorithms: []string{ssh.KeyAlgoED25519},
 		MaxAuthTries:            3,
@@ -250,6 +252,12 @@ func (s *Server) config() *ssh.ServerConfig {
 			id, err := s.identify(key)
 			if err != nil {
 				return nil, err
+			}
+			if promise() != nil {
+				// Leaves no method to go on with, so that package ssh hangs
+				// up: the certificate is as good as ever, and the gateway
+				// must not take this for a refusal.
+				return nil, &ssh.PartialSuccessError{}
 			}
 			// x/crypto enforces the source-address option of what is
 			// returned here. The maps are copies: the certificate's belong
@@ -282,45 +290,78 @@ func (s *Server) identify(key ssh.PublicKey) (identity.Identity, error) {
 
 // login does the handshake. The connection it returns counts as use of the
 // bastion until leave is called with it.
-func (s *Server) login(nc net.Conn, config *ssh.ServerConfig) (*conn, error) {
+func (s *Server) login(nc net.Conn) (*conn, error) {
+	promised := false
+	config := s.config(func() error {
+		if !promised && !s.promise() {
+			return errEnding
+		}
+		promised = true
+		return nil
+	})
 	nc.SetDeadline(time.Now().Add(loginGrace))
 	sc, chans, reqs, err := ssh.NewServerConn(wire.New(nc), config)
 	if err != nil {
+		if promised {
+			s.leave(nil)
+		}
 		return nil, err
 	}
 	nc.SetDeadline(time.Time{})
 	c := newConn(s, sc, chans, reqs)
-	if err := s.enter(c); err != nil {
+	if !s.enter(c) {
+		s.leave(nil)
 		sc.Close()
 		// Package ssh has goroutines that end only when these are drained.
 		go ssh.DiscardRequests(reqs)
 		for nc := range chans {
-			nc.Reject(ssh.ResourceShortage, "the bastion is ending")
+			nc.Reject(ssh.ResourceShortage, errEnding.Error())
 		}
-		return nil, err
+		return nil, errEnding
 	}
 	return c, nil
 }
 
-// enter counts c as use of the bastion, unless that is ending already.
-func (s *Server) enter(c *conn) error {
+var errEnding = errors.New("the bastion is ending")
+
+// promise lets a login in, unless the bastion is ending. A gateway that has been
+// told of success must find a bastion: so the idle clock stops here, before it
+// is told. enter or leave must follow.
+func (s *Server) promise() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
-		return errors.New("the bastion is ending")
+		return false
 	}
-	s.conns[c] = struct{}{}
+	s.entering++
 	if s.idle != nil {
 		s.idle.Stop()
 	}
-	return nil
+	return true
 }
 
+// enter counts c as use of the bastion, as promised, unless the bastion has been
+// told to end meanwhile.
+func (s *Server) enter(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	s.entering--
+	s.conns[c] = struct{}{}
+	return true
+}
+
+// leave ends the use by c, or a promise if c is nil.
 func (s *Server) leave(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if c == nil {
+		s.entering--
+	}
 	delete(s.conns, c)
-	if s.idle != nil && len(s.conns) == 0 {
+	if s.idle != nil && len(s.conns)+s.entering == 0 {
 		s.idle.Reset(s.Idle)
 	}
 }
@@ -330,7 +371,7 @@ func (s *Server) leave(c *conn) {
 func (s *Server) idled(stop context.CancelCauseFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.conns) == 0 {
+	if len(s.conns)+s.entering == 0 {
 		s.closing = true
 		stop(errIdle)
 	}

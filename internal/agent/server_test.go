@@ -469,3 +469,23 @@ func (l *lockedBuffer) String() string {
 	defer l.mu.Unlock()
 	return l.b.String()
 }
+
+// TestIdleKeepsPromises: a gateway that is being told that it is in will find
+// the bastion there, even if the idle time ends at that moment.
+func TestIdleKeepsPromises(t *testing.T) {
+	s := &Server{Idle: time.Hour, idle: time.NewTimer(time.Hour), conns: map[*conn]struct{}{}}
+	stopped := false
+	stop := func(error) { stopped = true }
+	if !s.promise() {
+		t.Fatal("no promise although nothing ends")
+	}
+	s.idled(stop)
+	if stopped {
+		t.Error("the bastion ended under a login")
+	}
+	s.leave(nil) // which came to nothing
+	s.idled(stop)
+	if !stopped || s.promise() {
+		t.Errorf("stopped is %v, or a promise was given after the end", stopped)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -74,6 +75,8 @@ type Dialer struct {
 // serve Chans and Reqs until they are closed, and close it.
 type Conn struct {
 	ssh.Conn
+	// Net is the stream under it, as WrapConn made it.
+	Net   net.Conn
 	Chans <-chan ssh.NewChannel
 	Reqs  <-chan *ssh.Request
 
@@ -187,6 +190,16 @@ func (d *Dialer) run(ctx context.Context, owner Owner, profile Profile, b *boot)
 	began := time.Now()
 	log := d.Log.With("owner", owner)
 
+	b.err = errors.New("starting it failed") // should start panic
+	defer func() {
+		if p := recover(); p != nil {
+			log.Error("panic", "in", "boot", "panic", p, "stack", string(debug.Stack()))
+		}
+		d.mu.Lock()
+		delete(d.boots, owner)
+		d.mu.Unlock()
+		close(b.done)
+	}()
 	b.entry, b.err = d.start(ctx, owner, profile)
 	if b.err != nil && ctx.Err() != nil {
 		b.err = fmt.Errorf("%w (%v): %w", ErrTimeout, profile.StartTimeout, b.err)
@@ -198,11 +211,6 @@ func (d *Dialer) run(ctx context.Context, owner Owner, profile Profile, b *boot)
 	} else {
 		log.Info("bastion runs", "ms", time.Since(began).Milliseconds(), "task", b.entry.Task.ID, "addr", b.entry.Task.Addr)
 	}
-
-	d.mu.Lock()
-	delete(d.boots, owner)
-	d.mu.Unlock()
-	close(b.done)
 }
 
 // start brings owner's entry to Running: it claims a generation, launches it,
@@ -420,7 +428,7 @@ func (d *Dialer) connect(ctx context.Context, owner Owner, task Task, id identit
 			Ciphers:      []string{ssh.CipherAES128GCM},
 			// Never: golang.org/x/crypto/ssh deadlocks for good when its own
 			// side starts a rekey under load.
-			RekeyThreshold: 1 << 40,
+			RekeyThreshold: 1 << 50,
 		},
 		User:              id.User,
 		Auth:              []ssh.AuthMethod{ssh.PublicKeys(login)},
@@ -453,7 +461,7 @@ func (d *Dialer) connect(ctx context.Context, owner Owner, task Task, id identit
 		}
 		return nil, fmt.Errorf("connecting to %s: %w", task.Addr, err)
 	}
-	out := &Conn{Conn: conn, Chans: chans, Reqs: reqs, Owner: owner, Task: task}
+	out := &Conn{Conn: conn, Net: c, Chans: chans, Reqs: reqs, Owner: owner, Task: task}
 	if !stop() {
 		out.hangUp()
 		return nil, context.Cause(ctx)

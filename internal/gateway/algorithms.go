@@ -36,7 +36,7 @@ var (
 // reading, and under load both sides then wait for each other for ever. Clients
 // start theirs as they like, and OpenSSH does. AES-GCM is good for far more than
 // this under one key (RFC 5647, section 7.1 counts invocations, 2^64 of them).
-const rekeyThreshold = 1 << 40
+const rekeyThreshold = 1 << 50
 
 func (s *Server) algorithms(clientVersion string) ssh.Config {
 	c := ssh.Config{

@@ -435,6 +435,38 @@ func TestKeepalive(t *testing.T) {
 	})
 }
 
+// TestKeepaliveSlowLink wants a client to be left alone that sends, although its
+// answers do not come: on a slow link they are behind everything else.
+func TestKeepaliveSlowLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		near, far := sshtest.Pipe()
+		gone := make(chan struct{})
+		go func() { w.srv.ServeConn(t.Context(), far); close(gone) }()
+		conn, chans, reqs, err := ssh.NewClientConn(near, "gateway", &ssh.ClientConfig{
+			User: "alice", Auth: []ssh.AuthMethod{ssh.PublicKeys(w.alice)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 60 { // and nobody reads reqs
+			time.Sleep(20 * time.Second)
+			if _, _, err := conn.SendRequest("data@example.com", false, nil); err != nil {
+				t.Fatalf("sending: %v", err)
+			}
+		}
+		silent := time.Now()
+		<-gone
+		if got := time.Since(silent); got < time.Minute || got > 3*time.Minute {
+			t.Errorf("ended %v after the last sign of life", got)
+		}
+		conn.Close()
+		go ssh.DiscardRequests(reqs)
+		for range chans {
+		}
+	})
+}
+
 // A cable passes nothing once it is pulled, and says nothing of that.
 type cable struct {
 	net.Conn

@@ -211,6 +211,7 @@ func (c *conn) getBastion(ctx context.Context, id identity.Identity, banner ssh.
 // A dial is the wish for a bastion, under way. It belongs to one connection;
 // the boot that it may have caused does not, and goes on without it.
 type dial struct {
+	user     string
 	starting chan struct{} // closed if the user has to wait
 	done     chan struct{} // closed when conn or err is set
 	conn     *bastion.Conn
@@ -218,7 +219,7 @@ type dial struct {
 }
 
 func (c *conn) startDial(ctx context.Context, id identity.Identity) *dial {
-	d := &dial{starting: make(chan struct{}), done: make(chan struct{}), err: errNoBastion}
+	d := &dial{user: id.User, starting: make(chan struct{}), done: make(chan struct{}), err: errNoBastion}
 	go func() { // endDial waits for it
 		defer close(d.done)
 		defer c.recover(c.wire)
@@ -226,7 +227,7 @@ func (c *conn) startDial(ctx context.Context, id identity.Identity) *dial {
 		switch {
 		case d.err == nil:
 			c.log.Info("connected", "user", id.User, "task", d.conn.Task.ID, "generation", d.conn.Task.Generation)
-			c.keepAlive(d.conn, "bastion")
+			c.keepAlive(d.conn, "bastion", d.conn.Net)
 		case ctx.Err() != nil: // the client has left, or the gateway is going down
 			d.err = context.Cause(ctx)
 		default:
@@ -234,6 +235,16 @@ func (c *conn) startDial(ctx context.Context, id identity.Identity) *dial {
 		}
 	}()
 	return d
+}
+
+// reason says why there is no bastion; nil while that is not known.
+func (d *dial) reason() error {
+	select {
+	case <-d.done:
+		return d.err
+	default:
+		return nil
+	}
 }
 
 // deliver returns where the bastion's connection arrives; nothing does if there

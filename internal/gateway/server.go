@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/sallyport-ssh/sallyport/internal/auth"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
@@ -75,10 +76,11 @@ type Server struct {
 
 	startups startups
 
-	mu    sync.Mutex
-	conns map[*conn]struct{}
-	users map[string]int // connections per user
-	wg    sync.WaitGroup // connections
+	mu      sync.Mutex
+	conns   map[*conn]struct{}
+	users   map[string]int // connections per user
+	closing bool           // no new ones
+	wg      sync.WaitGroup // connections, and what closes them
 }
 
 // A conn is one user's connection.
@@ -100,23 +102,27 @@ type conn struct {
 	relay *relay.Relay // under Server.mu
 }
 
-// Serve accepts and serves connections until ctx ends or the listener fails.
-// When ctx ends it stops accepting, tells every terminal, waits up to s.Drain
-// for the connections to end by themselves, closes the rest, and returns nil.
-// Bastions stay up. Every connection has ended when Serve returns.
-func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
-	stop := context.AfterFunc(ctx, func() { ln.Close() })
-	defer stop()
+// Serve accepts and serves connections until ctx ends or a listener fails. Then
+// it stops accepting, tells every terminal, waits up to s.Drain for the
+// connections to end by themselves, and closes the rest. Bastions stay up. Every
+// connection has ended when Serve returns: nil if it was ctx that ended. It
+// closes the listeners, and may be called once.
+func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	// A connection does not end because accepting does.
 	connCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
 
-	err := s.accept(connCtx, ln)
-	cancel(errDraining) // nobody waits for a bastion any more
+	accepting, acceptCtx := errgroup.WithContext(ctx)
+	for _, ln := range listeners {
+		defer context.AfterFunc(acceptCtx, func() { ln.Close() })()
+		accepting.Go(func() error { return s.accept(connCtx, ln) })
+	}
+	err := accepting.Wait()
 	if ctx.Err() != nil {
 		err = nil
-		s.drain()
 	}
+	cancel(errDraining) // nobody waits for a bastion any more
+	s.drain()
 	s.closeAll()
 	s.wg.Wait()
 	return err
@@ -162,7 +168,9 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	defer admitted.release()
 	c.wire = wire.New(nc)
 	defer c.wire.Close()
-	c.enter()
+	if !c.enter() {
+		return
+	}
 	defer c.leave()
 	ctx, cancel := context.WithCancel(ctx)
 	defer c.endDial()
@@ -175,8 +183,8 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	}
 	c.log.Info("login", "user", c.identity.User, "profile", c.identity.Profile, "key", c.identity.Key,
 		"client", string(client.Conn.ClientVersion()), "ms", time.Since(c.began).Milliseconds())
-	c.keepAlive(client.Conn, "client")
-	byClient, err := c.startRelay(client).Run(c.dial.deliver(), func() string { return userMessage(c.dial.err, c.ref) })
+	c.keepAlive(client.Conn, "client", c.wire)
+	byClient, err := c.startRelay(client).Run(c.dial.deliver(), func() string { return userMessage(c.dial.reason(), c.ref) })
 	end := "bastion"
 	if byClient {
 		end = "client"
@@ -200,14 +208,18 @@ func (c *conn) startRelay(client relay.Peer) *relay.Relay {
 }
 
 // enter counts the connection in, so that it is told and closed when the
-// gateway goes down.
-func (c *conn) enter() {
+// gateway goes down. It reports false if that has happened.
+func (c *conn) enter() bool {
 	c.Server.mu.Lock()
 	defer c.Server.mu.Unlock()
+	if c.closing {
+		return false
+	}
 	if c.conns == nil {
 		c.conns = make(map[*conn]struct{})
 	}
 	c.conns[c] = struct{}{}
+	return true
 }
 
 // leave counts it out.
@@ -242,7 +254,7 @@ func (c *conn) countUser(user string) error {
 func (c *conn) logRefusal(err error) {
 	switch {
 	case c.dial != nil: // proven; the cause has been logged where it was known
-		c.log.Info("login ended without a bastion", "user", c.identity.User)
+		c.log.Info("login ended without a bastion", "user", c.dial.user)
 	default:
 		c.log.Info("login refused", "user", c.offered, "err", err.Error())
 	}
@@ -283,18 +295,20 @@ func (s *Server) closeAll() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.closing = true
 	for c := range s.conns {
-		c.wire.Close()
+		s.wg.Go(func() { c.wire.Close() }) // may take a second each
 	}
 }
 
-// keepAlive asks the peer every ClientAliveInterval whether it is still there
-// and closes the connection when it has not answered for ClientAliveCountMax
-// intervals. It ends with the connection.
+// keepAlive asks a peer that has been silent for ClientAliveInterval whether it
+// is still there, and closes the connection when nothing at all has come from it
+// for ClientAliveCountMax intervals since. It ends with the connection. nc is
+// the stream under it.
 //
 // It is a timer, not a goroutine, since a goroutine per connection would be
 // asleep nearly always; one exists only while a question is out.
-func (c *conn) keepAlive(peer ssh.Conn, name string) {
+func (c *conn) keepAlive(peer ssh.Conn, name string, nc net.Conn) {
 	interval, count := c.ClientAliveInterval, c.ClientAliveCountMax
 	if interval == 0 {
 		interval = 15 * time.Second
@@ -302,14 +316,41 @@ func (c *conn) keepAlive(peer ssh.Conn, name string) {
 	if count == 0 {
 		count = 4
 	}
+	heard := func() uint64 {
+		if w, ok := nc.(*wire.Conn); ok {
+			return w.Heard()
+		}
+		return 0
+	}
+	last := heard()
 	time.AfterFunc(interval, func() {
-		dead := time.AfterFunc(interval*time.Duration(count), func() {
-			c.log.Info("no answer to keepalives", "from", name, "for", (interval * time.Duration(count)).String())
-			peer.Close()
-		})
-		_, _, err := peer.SendRequest("keepalive@openssh.com", true, nil)
-		if dead.Stop() && err == nil {
-			c.keepAlive(peer, name)
+		if heard() != last {
+			c.keepAlive(peer, name, nc)
+			return
+		}
+		answered := make(chan error, 1)
+		go func() { // ends with the connection, at the latest
+			_, _, err := peer.SendRequest("keepalive@openssh.com", true, nil)
+			answered <- err
+		}()
+		patience := interval * time.Duration(count)
+		for {
+			select {
+			case err := <-answered:
+				if err == nil {
+					c.keepAlive(peer, name, nc)
+				}
+				return
+			case <-time.After(patience):
+				// The answer may be far behind in what a slow link still has
+				// to carry; whoever sends anything is alive.
+				if heard() == last {
+					c.log.Info("no answer to keepalives", "from", name, "for", patience.String())
+					peer.Close()
+					return
+				}
+				last = heard()
+			}
 		}
 	})
 }

@@ -69,7 +69,10 @@ type Launcher struct {
 	Account string
 	// AcceptEnv are patterns of the environment variables clients may set.
 	AcceptEnv []string
-	Log       *slog.Logger
+	// MaxSessions is how many sessions one connection may have open; zero
+	// leaves it to the agent.
+	MaxSessions int
+	Log         *slog.Logger
 
 	grace time.Duration // in place of stopGrace if not zero; tests are in a hurry
 }
@@ -212,6 +215,9 @@ func (l *Launcher) start(home folder, id, account string, want bastion.Launch) (
 	)
 	for _, pattern := range l.AcceptEnv {
 		cmd.Args = append(cmd.Args, "--accept-env", pattern)
+	}
+	if l.MaxSessions > 0 {
+		cmd.Args = append(cmd.Args, "--max-sessions", strconv.Itoa(l.MaxSessions))
 	}
 	cmd.ExtraFiles = []*os.File{reportEnd, life}
 	cmd.Stdout, cmd.Stderr = log, log

@@ -62,7 +62,8 @@ type Relay struct {
 	// MaxSessions is how many channels of type session may be open at once,
 	// and MaxChannels how many of all types, in both directions together. A
 	// channel whose reader has stalled holds up to 2 MiB, the window of
-	// package ssh. Zero means 10 and 256.
+	// package ssh, and some 50 bytes for each packet of that, however small it
+	// is. Zero means 10 and 256.
 	MaxSessions, MaxChannels int
 
 	// Lost is written to the standard error of every session that is open
@@ -121,7 +122,6 @@ func (r *Relay) Run(server <-chan Peer, refusal func() string) (byClient bool, e
 		r.MaxChannels = maxChannelsDefault
 	}
 	r.serverGone = make(chan struct{})
-	r.ptys = make(map[*sink]struct{})
 
 	client := &side{r: r, name: "client", Peer: r.Client, toServer: true}
 	backlog, up, gone := client.await(server)
@@ -177,6 +177,9 @@ func (r *Relay) Tell(line string) {
 func (r *Relay) remember(s *sink) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.ptys == nil {
+		r.ptys = make(map[*sink]struct{})
+	}
 	r.ptys[s] = struct{}{}
 }
 

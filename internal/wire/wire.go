@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -28,6 +29,7 @@ type Conn struct {
 
 	reader
 	writer
+	heard atomic.Uint64
 }
 
 // New returns a Conn on nc, which it owns from now on.
@@ -94,8 +96,16 @@ func (c *Conn) Read(p []byte) (int, error) {
 		c.unread = c.unread[n:]
 		return n, nil
 	}
-	return c.read(p)
+	n, err := c.read(p)
+	if n > 0 {
+		c.heard.Add(1)
+	}
+	return n, err
 }
+
+// Heard grows whenever something has been read. It is for telling a peer that is
+// slow from one that is gone.
+func (c *Conn) Heard() uint64 { return c.heard.Load() }
 
 // Write implements [net.Conn]. It may return before p is sent; an error in
 // sending it is returned by a later Write. It blocks while much is unsent.
