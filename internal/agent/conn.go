@@ -13,6 +13,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/wire"
 )
 
 const (
@@ -33,6 +34,7 @@ const (
 // A conn is one gateway's connection: that is, one user's.
 type conn struct {
 	server *Server
+	stream *wire.Conn // under ssh
 	ssh    *ssh.ServerConn
 	id     identity.Identity
 	log    *slog.Logger
@@ -49,8 +51,9 @@ type conn struct {
 
 	keepalive struct {
 		timer   *time.Timer
-		waiting atomic.Bool  // for an answer
-		missed  atomic.Int32 // ticks since the last answer
+		waiting atomic.Bool   // for an answer
+		missed  atomic.Int32  // ticks since anything has come
+		heard   atomic.Uint64 // what stream had heard at the last tick
 	}
 
 	mu sync.Mutex
@@ -63,13 +66,14 @@ type conn struct {
 	agent *listener
 }
 
-func newConn(s *Server, sc *ssh.ServerConn, chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request) *conn {
+func newConn(s *Server, stream *wire.Conn, sc *ssh.ServerConn, chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request) *conn {
 	id := sc.Permissions.ExtraData[identityKey{}].(identity.Identity)
 	if !id.Client.IsValid() || !id.Server.IsValid() {
 		id.Client, id.Server = addrPort(sc.RemoteAddr()), addrPort(sc.LocalAddr())
 	}
 	return &conn{
 		server:    s,
+		stream:    stream,
 		ssh:       sc,
 		id:        id,
 		log:       s.Log.With("conn", id.ConnID, "user", id.User, "remote", sc.RemoteAddr().String()),
@@ -229,12 +233,16 @@ func (c *conn) takeSlot() bool {
 
 func (c *conn) freeSlot() { c.channels.Add(-1) }
 
-// tick asks the gateway whether it is still there, and hangs up when it has
-// not answered for too long. It runs in a goroutine of the timer's, which
-// waits here for the answer while later ticks only count.
+// tick asks a gateway that has been silent whether it is still there, and hangs
+// up when nothing has come from it for too long. It runs in a goroutine of the
+// timer's, which waits here for the answer while later ticks only count.
 func (c *conn) tick() {
 	defer c.recover("keepalive")
 	c.keepalive.timer.Reset(keepaliveEvery)
+	if now := c.stream.Heard(); c.keepalive.heard.Swap(now) != now {
+		c.keepalive.missed.Store(0)
+		return
+	}
 	if c.keepalive.waiting.Swap(true) {
 		if c.keepalive.missed.Add(1) >= keepaliveMax {
 			c.log.Warn("gateway does not answer")

@@ -300,7 +300,8 @@ func (s *Server) login(nc net.Conn) (*conn, error) {
 		return nil
 	})
 	nc.SetDeadline(time.Now().Add(loginGrace))
-	sc, chans, reqs, err := ssh.NewServerConn(wire.New(nc), config)
+	stream := wire.New(nc)
+	sc, chans, reqs, err := ssh.NewServerConn(stream, config)
 	if err != nil {
 		if promised {
 			s.leave(nil)
@@ -308,7 +309,7 @@ func (s *Server) login(nc net.Conn) (*conn, error) {
 		return nil, err
 	}
 	nc.SetDeadline(time.Time{})
-	c := newConn(s, sc, chans, reqs)
+	c := newConn(s, stream, sc, chans, reqs)
 	if !s.enter(c) {
 		s.leave(nil)
 		sc.Close()
