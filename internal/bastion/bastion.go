@@ -39,9 +39,13 @@ func (o Owner) LogValue() slog.Value { return slog.StringValue(o.String()) }
 
 // A Task is one running bastion.
 type Task struct {
-	// ID names the task at its launcher and is the principal of the login
-	// certificates that open it. It is never used again for another task.
+	// ID names the task at its launcher. It is never used again for another
+	// task.
 	ID string
+	// Principal is what login certificates must name to open it; empty means
+	// ID. Some launchers learn the ID only when the agent has been told its
+	// principal.
+	Principal string
 	// Generation is the one the task was launched for.
 	Generation int64
 	// Addr is the "host:port" the agent's SSH server is reached at.
@@ -66,6 +70,24 @@ var (
 	// ErrHostKey says that something which is not the bastion answers at its
 	// address.
 	ErrHostKey = errors.New("bastion has the wrong host key")
+	// ErrCapacity says that there is no room for a bastion just now.
+	ErrCapacity = errors.New("no capacity to start a bastion")
+	// ErrQuota says that as many bastions run as the account may have.
+	ErrQuota = errors.New("the account's quota is used up")
+	// ErrBusy says that bastions are being started faster than is allowed.
+	ErrBusy = errors.New("too many starts at once")
+	// ErrPlatform says that what a bastion runs on, its network interface or
+	// disk, was not got ready in time.
+	ErrPlatform = errors.New("the platform did not get ready")
+	// ErrImage says that the bastion's image cannot be had.
+	ErrImage = errors.New("the image cannot be pulled")
+	// ErrSecrets says that secrets its definition names cannot be had.
+	ErrSecrets = errors.New("the secrets cannot be had")
+	// ErrDenied says that the gateway lacks a permission.
+	ErrDenied = errors.New("not permitted to start a bastion")
+	// ErrConfig says that what the profile names does not exist or does not
+	// fit.
+	ErrConfig = errors.New("the profile does not fit")
 	// ErrConflict is what Ledger.Swap returns when somebody else was first.
 	ErrConflict = errors.New("ledger entry has changed")
 )
@@ -74,6 +96,10 @@ var (
 type Launch struct {
 	Owner      Owner
 	Generation int64
+	// Attempt counts the generations that were used up in vain just before
+	// this one, for the same start: from one on, it may be worth while to ask
+	// for another zone, or another kind of capacity.
+	Attempt int
 	// Idle is how long the bastion lives on after its last connection, and
 	// MaxLife how long it lives at most.
 	Idle, MaxLife time.Duration
@@ -84,24 +110,35 @@ type Launch struct {
 type Launcher interface {
 	// Launch starts a bastion and returns once it has an address. Two
 	// Launches of one owner and generation, even by different processes,
-	// return the same task; if that task has ended, the error wraps ErrGone
-	// and another generation must be launched. A Launcher that knows for
-	// certain that no task of the owner runs may start a later generation
-	// than was asked for instead; Task.Generation says which. Ending ctx
-	// gives up waiting and need not stop what was started.
+	// return the same task. An error that wraps ErrGone says that the
+	// generation is used up: its task has ended, or cannot be started any
+	// more. A Launcher that knows that the task of the generation asked for
+	// ended before the call may start a later one instead; Task.Generation
+	// says which. Ending ctx gives up waiting and need not stop what was
+	// started; the Task that comes with an error has an ID if something was.
 	Launch(ctx context.Context, l Launch) (Task, error)
 
 	// Alive returns nil if the task runs, ErrGone (wrapped) if it has ended
 	// for good, and another error if that is not known.
 	Alive(ctx context.Context, owner Owner, taskID string) error
 
-	// Stop ends the task. It returns nil once the task has ended for good,
-	// also if that was long ago.
+	// Stop ends the task. It returns nil once the task is certain to end
+	// soon, and lets nobody in any more; also if it ended long ago.
 	Stop(ctx context.Context, owner Owner, taskID string) error
 
-	// List returns the tasks that run, by owner. A gateway calls it when it
-	// starts, to adopt what an earlier one left running.
-	List(ctx context.Context) (map[Owner]Task, error)
+	// List returns the tasks that run or are being started, as far as it can
+	// tell: it may be some seconds late. A gateway calls it when it starts, to
+	// adopt what an earlier one left running, and to find what nobody owns.
+	// What was found is returned with an error, too.
+	List(ctx context.Context) ([]OwnedTask, error)
+}
+
+// An OwnedTask is a task with what its launcher remembers of its start.
+type OwnedTask struct {
+	Owner Owner
+	Task  Task // Addr is empty while it is being started
+	// Started is when it was launched; zero if that is not known.
+	Started time.Time
 }
 
 // An Entry is what a ledger remembers of one owner. The zero Entry means that

@@ -2,6 +2,7 @@ package bastion
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -40,6 +41,14 @@ const (
 
 	// maxDeaths is how many bastions may die under one Dial before it gives up.
 	maxDeaths = 3
+
+	// orphanAge is how old a task must be to be stopped because it is
+	// nobody's: far older than any start under way.
+	orphanAge = 10 * time.Minute
+
+	// overtime is how long after its MaxLife a bastion is stopped. The agent
+	// ends it by itself, and that may take a while.
+	overtime = 15 * time.Minute
 )
 
 // A Profile is a named kind of bastion.
@@ -93,8 +102,9 @@ type Conn struct {
 // wait for: with true if this call began it, with false if it was under way
 // already. It is called on the goroutine of the caller.
 //
-// Errors wrap [ErrNoProfile], [ErrNoAccount], [ErrTimeout], [ErrHostKey],
-// [ErrGone] (three bastions in a row died at once), or the context's cause.
+// Errors wrap [ErrNoProfile], one of those that say why a bastion cannot start,
+// [ErrHostKey], [ErrGone] (three bastions in a row died at once), or the
+// context's cause.
 func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(starting bool)) (*Conn, error) {
 	owner := Owner{User: id.User, Profile: id.Profile}
 	profile, ok := d.Profiles[owner.Profile]
@@ -130,6 +140,11 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 		case errors.Is(err, ErrConflict):
 			last = err // another task has taken this one's place meanwhile
 			continue
+		case errors.Is(err, ErrHostKey):
+			// Whatever it is that answers there, nobody is to be led to it
+			// again.
+			return nil, fmt.Errorf("connecting to the bastion of %s: %w", owner,
+				errors.Join(err, d.abandon(ctx, profile.Launcher, owner, entry)))
 		case !errors.Is(err, ErrGone):
 			return nil, fmt.Errorf("connecting to the bastion of %s: %w", owner, err)
 		}
@@ -141,6 +156,20 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 		}
 	}
 	return nil, fmt.Errorf("bastions of %s end as soon as they start: %w", owner, last)
+}
+
+// abandon stops the task of entry and forgets it.
+func (d *Dialer) abandon(ctx context.Context, launcher Launcher, owner Owner, entry Entry) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyTimeout)
+	defer cancel()
+	if err := launcher.Stop(ctx, owner, entry.Task.ID); err != nil {
+		return fmt.Errorf("stopping it: %w", err)
+	}
+	_, err := d.swap(ctx, owner, entry, Entry{Generation: entry.Generation, State: Idle})
+	if errors.Is(err, ErrConflict) {
+		return nil // somebody has gone on already
+	}
+	return err
 }
 
 // A boot is the start of one bastion, for all who wait for it in this process.
@@ -221,7 +250,7 @@ func (d *Dialer) run(ctx context.Context, owner Owner, profile Profile, b *boot)
 // knowing; the entry then stays at Starting, and the next one to come launches
 // the same generation again and is given that task.
 func (d *Dialer) start(ctx context.Context, owner Owner, profile Profile) (Entry, error) {
-	burnt := false
+	burnt := 0
 	for {
 		entry, err := d.Ledger.Get(ctx, owner)
 		if err != nil {
@@ -247,14 +276,14 @@ func (d *Dialer) start(ctx context.Context, owner Owner, profile Profile) (Entry
 			return Entry{}, fmt.Errorf("claiming generation %d: %w", claim.Generation, err)
 		}
 
-		running, err := d.launch(ctx, owner, profile, entry)
+		running, err := d.launch(ctx, owner, profile, entry, burnt)
 		switch {
 		case err == nil:
 			return running, nil
 		case errors.Is(err, ErrConflict):
 			continue // another gateway took over, and was faster
-		case errors.Is(err, ErrGone) && !burnt:
-			burnt = true
+		case errors.Is(err, ErrGone) && burnt == 0 && mayHelp(err):
+			burnt++
 			d.Log.Warn("bastion ended while it started; trying once more", "owner", owner, "generation", entry.Generation, "err", err)
 			continue
 		}
@@ -262,14 +291,24 @@ func (d *Dialer) start(ctx context.Context, owner Owner, profile Profile) (Entry
 	}
 }
 
+// mayHelp reports whether trying again at once can have another outcome.
+func mayHelp(err error) bool {
+	for _, lasting := range []error{ErrQuota, ErrImage, ErrSecrets, ErrDenied, ErrConfig} {
+		if errors.Is(err, lasting) {
+			return false
+		}
+	}
+	return true
+}
+
 // launch takes the claimed entry to Running. If it fails, the entry is left as
 // the next attempt needs it; an error that wraps ErrGone means that the next
 // attempt should be another generation.
-func (d *Dialer) launch(ctx context.Context, owner Owner, profile Profile, entry Entry) (Entry, error) {
-	generation := entry.Generation
+func (d *Dialer) launch(ctx context.Context, owner Owner, profile Profile, entry Entry, burnt int) (Entry, error) {
 	task, err := profile.Launcher.Launch(ctx, Launch{
-		Owner: owner, Generation: generation, Idle: profile.Idle, MaxLife: profile.MaxLife,
+		Owner: owner, Generation: entry.Generation, Attempt: burnt, Idle: profile.Idle, MaxLife: profile.MaxLife,
 	})
+	generation := max(entry.Generation, task.Generation)
 	var conn *Conn
 	if err == nil {
 		// A TCP connect proves little: balancers and half-started servers
@@ -292,8 +331,8 @@ func (d *Dialer) launch(ctx context.Context, owner Owner, profile Profile, entry
 	case task.ID == "" || errors.Is(err, errRefused):
 		next = Entry{Generation: generation, State: Starting} // with no lease: whoever comes next may try at once
 	default:
-		// It has an address and nobody can log in to it. Nobody is in it
-		// either, so it may be stopped, if no other gateway has taken over:
+		// It runs, and nobody can log in to it. Nobody is in it either, so it
+		// may be stopped, if no other gateway has taken over:
 		// that is what the Swap before it is for.
 		stopping := Entry{Generation: generation, State: Starting, Lease: time.Now().Add(tidyTimeout)}
 		held, swapErr := d.swap(tidy, owner, entry, stopping)
@@ -369,31 +408,50 @@ func (d *Dialer) swap(ctx context.Context, owner Owner, old, new Entry) (Entry, 
 
 // reach connects to a task that ought to run, and keeps trying for the time
 // given. The error wraps ErrGone if the task has ended.
+//
+// The launcher is asked whether the task lives only when it does not answer at
+// once, and beside the attempts to connect: its answer may take a second, and
+// what ends these attempts is that the task has ended.
 func (d *Dialer) reach(ctx context.Context, launcher Launcher, owner Owner, task Task, id identity.Identity, within time.Duration) (*Conn, error) {
-	const (
-		firstRetry, lastRetry = 100 * time.Millisecond, 500 * time.Millisecond
-		askEvery              = time.Second // how often to ask the launcher, at most
-	)
+	const retry, askEvery = 100 * time.Millisecond, time.Second
 	until := time.Now().Add(within)
-	var asked time.Time
-	for retry := firstRetry; ; retry = min(2*retry, lastRetry) {
-		conn, err := d.connect(ctx, owner, task, id)
+	trying, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	silent := make(chan struct{}) // closed when it does not answer at once
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer stop(nil)
+	asking.Go(func() {
+		select {
+		case <-silent:
+		case <-time.After(askEvery):
+		case <-trying.Done():
+		}
+		for trying.Err() == nil {
+			if gone := launcher.Alive(trying, owner, task.ID); errors.Is(gone, ErrGone) {
+				stop(gone)
+			}
+			sleep(trying, askEvery)
+		}
+	})
+
+	for first := true; ; first = false {
+		conn, err := d.connect(trying, owner, task, id)
 		if err == nil {
 			return conn, nil
 		}
-		if ctx.Err() != nil {
-			return nil, fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		switch gone := context.Cause(trying); {
+		case errors.Is(gone, ErrGone):
+			return nil, gone
+		case gone != nil:
+			return nil, fmt.Errorf("%w: %w", gone, err)
 		}
-		wrongKey := errors.Is(err, ErrHostKey)
-		if wrongKey || time.Since(asked) >= askEvery {
-			asked = time.Now()
-			// A task that is dead explains everything, a wrong host key too:
-			// its address belongs to somebody else by now.
+		if errors.Is(err, ErrHostKey) {
+			// A task that is dead explains it: its address belongs to somebody
+			// else by now.
 			if gone := launcher.Alive(ctx, owner, task.ID); errors.Is(gone, ErrGone) {
 				return nil, gone
 			}
-		}
-		if wrongKey {
 			d.Log.Error("SOMETHING ELSE ANSWERS IN PLACE OF A BASTION: it shows another host key; not logging in to it",
 				"owner", owner, "task", task.ID, "addr", task.Addr, "err", err)
 			return nil, err
@@ -401,9 +459,10 @@ func (d *Dialer) reach(ctx context.Context, launcher Launcher, owner Owner, task
 		if errors.Is(err, errRefused) || time.Now().After(until) {
 			return nil, err
 		}
-		if err := sleep(ctx, retry); err != nil {
-			return nil, err
+		if first {
+			close(silent)
 		}
+		sleep(trying, retry) // its end is noticed by the next attempt
 	}
 }
 
@@ -416,7 +475,7 @@ func (d *Dialer) connect(ctx context.Context, owner Owner, task Task, id identit
 	if err != nil {
 		return nil, err
 	}
-	login, err := sshca.Sign(d.FleetKey, id, task.ID, time.Now())
+	login, err := sshca.Sign(d.FleetKey, id, cmp.Or(task.Principal, task.ID), time.Now())
 	if err != nil {
 		c.Close()
 		return nil, err
@@ -470,9 +529,12 @@ func (d *Dialer) connect(ctx context.Context, owner Owner, task Task, id identit
 	return out, nil
 }
 
+// dialTCP makes a TCP connection. What asks for one of a machine that is just
+// coming up is not refused but lost, and asked again after a second, then two,
+// then four: so there are several attempts under way, and the first that is
+// heard wins.
 func (d *Dialer) dialTCP(ctx context.Context, addr string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
-	defer cancel()
+	const again = 200 * time.Millisecond // until the next attempt
 	dial := d.NetDial
 	if dial == nil {
 		// Package net sets TCP_NODELAY by itself. A bastion whose network
@@ -481,14 +543,46 @@ func (d *Dialer) dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 			Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 4,
 		}}).DialContext
 	}
-	c, err := dial(ctx, "tcp", addr)
-	if err != nil {
-		return nil, err
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	type outcome struct {
+		conn net.Conn
+		err  error
+	}
+	outcomes := make(chan outcome)
+	pending := 0
+	attempt := func() {
+		pending++
+		go func() { // the loops below wait for it
+			c, err := dial(ctx, "tcp", addr)
+			outcomes <- outcome{c, err}
+		}()
+	}
+	attempt()
+	tick := time.NewTicker(again)
+	defer tick.Stop()
+	var first outcome
+	for first.conn == nil && first.err == nil {
+		select {
+		case first = <-outcomes:
+			pending--
+		case <-tick.C:
+			attempt()
+		}
+	}
+	cancel()
+	for ; pending > 0; pending-- {
+		if late := <-outcomes; late.conn != nil {
+			late.conn.Close()
+		}
+	}
+	if first.err != nil {
+		return nil, first.err
 	}
 	if d.WrapConn != nil {
-		c = d.WrapConn(c)
+		return d.WrapConn(first.conn), nil
 	}
-	return c, nil
+	return first.conn, nil
 }
 
 // hangUp closes a connection that nobody serves.
@@ -501,40 +595,57 @@ func (c *Conn) hangUp() {
 	drained.Wait()
 }
 
-// Adopt records the bastions that run and the ledger does not know: those an
-// earlier gateway left running. A gateway with a [Memory] ledger calls it once,
-// before its first Dial; what cannot be adopted is in the error, and does not
-// keep the rest from it.
-func (d *Dialer) Adopt(ctx context.Context) error {
+// Adopt records the bastions that run, or are being started, and the ledger does
+// not know: those an earlier gateway left behind. A gateway with a [Memory]
+// ledger calls it once, before its first Dial; what cannot be adopted is in the
+// error, and does not keep the rest from it.
+func (d *Dialer) Adopt(ctx context.Context) error { return d.survey(ctx, d.adopt) }
+
+// Sweep stops what nobody can use any more: tasks that are not, or no longer,
+// their owner's present one, and those that have outlived their profile's MaxLife.
+// Nothing that may be part of a start under way is touched. A bastion that the
+// ledger does not know is adopted, as by [Dialer.Adopt]. To be called every ten
+// minutes or so; what fails is in the error, and left for the next time.
+func (d *Dialer) Sweep(ctx context.Context) error { return d.survey(ctx, d.sweep) }
+
+// survey calls f for each task of each profile.
+func (d *Dialer) survey(ctx context.Context, f func(context.Context, Profile, OwnedTask) error) error {
 	var errs []error
 	for name, profile := range d.Profiles {
 		tasks, err := profile.Launcher.List(ctx)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("listing the bastions of profile %s: %w", name, err))
 		}
-		for owner, task := range tasks {
-			if owner.Profile != name {
+		for _, task := range tasks {
+			if task.Owner.Profile != name {
 				continue // profiles may share a launcher
 			}
-			if err := d.adopt(ctx, owner, task); err != nil {
-				errs = append(errs, fmt.Errorf("adopting the bastion of %s: %w", owner, err))
+			if err := f(ctx, profile, task); err != nil {
+				errs = append(errs, fmt.Errorf("the bastion %s of %s: %w", task.Task.ID, task.Owner, err))
 			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (d *Dialer) adopt(ctx context.Context, owner Owner, task Task) error {
+func (d *Dialer) adopt(ctx context.Context, _ Profile, found OwnedTask) error {
+	owner, task := found.Owner, found.Task
 	entry, err := d.Ledger.Get(ctx, owner)
 	if err != nil {
 		return err
 	}
 	// A ledger that has got this far knows better than a listing, which may
 	// be late; a Launch of the same generation would find the task anyway.
-	if entry.Generation >= task.Generation {
+	if entry.Generation >= task.Generation || entry.leased() {
 		return nil
 	}
-	_, err = d.swap(ctx, owner, entry, Entry{Generation: task.Generation, State: Running, Task: task})
+	known := Entry{Generation: task.Generation, State: Running, Task: task}
+	if task.Addr == "" {
+		// Its gateway died while it started it. Whoever asks for it next
+		// launches the same generation, and is given this task.
+		known = Entry{Generation: task.Generation, State: Starting}
+	}
+	_, err = d.swap(ctx, owner, entry, known)
 	if errors.Is(err, ErrConflict) {
 		return nil // somebody is at it
 	}
@@ -542,6 +653,38 @@ func (d *Dialer) adopt(ctx context.Context, owner Owner, task Task) error {
 		d.Log.Info("bastion adopted", "owner", owner, "task", task.ID, "addr", task.Addr)
 	}
 	return err
+}
+
+func (d *Dialer) sweep(ctx context.Context, profile Profile, found OwnedTask) error {
+	owner, task := found.Owner, found.Task
+	entry, err := d.Ledger.Get(ctx, owner)
+	if err != nil {
+		return err
+	}
+	age := time.Since(found.Started)
+	current := entry.Generation == task.Generation &&
+		(entry.State == Starting || entry.State == Running && entry.Task.ID == task.ID)
+	var why string
+	switch {
+	case found.Started.IsZero():
+		return nil // its launcher ends it by other means
+	case profile.MaxLife > 0 && age > profile.MaxLife+overtime:
+		why = "it has outlived its maximum life"
+	case current:
+		return nil
+	case entry.Generation < task.Generation:
+		return d.adopt(ctx, profile, found)
+	case age > orphanAge:
+		why = "it is nobody's"
+	default:
+		return nil
+	}
+	d.Log.Warn("stopping a bastion", "owner", owner, "task", task.ID, "generation", task.Generation,
+		"current", entry.Generation, "age", age.Round(time.Second).String(), "why", why)
+	if current && entry.State == Running {
+		return d.abandon(ctx, profile.Launcher, owner, entry)
+	}
+	return profile.Launcher.Stop(ctx, owner, task.ID)
 }
 
 // Wait returns when no start is under way in this process, or with the cause of

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"slices"
@@ -83,8 +84,8 @@ func TestDialStartsThenFinds(t *testing.T) {
 		if took := time.Since(began); took != 0 {
 			t.Errorf("the warm path took %v", took)
 		}
-		if launches, _, _ := w.counts(); launches != 1 || w.lookups > 5 {
-			t.Errorf("%d launches", launches)
+		if launches, _, _ := w.counts(); launches != 1 || w.lookups > 7 {
+			t.Errorf("%d launches, %d lookups", launches, w.lookups)
 		}
 		if got := w.task(0).logins; task.ID != w.task(0).ID || !slices.Equal(got, []string{"start", "c1", "c1"}) {
 			t.Errorf("logins %q", got)
@@ -415,8 +416,11 @@ func TestWrongHostKey(t *testing.T) {
 		if !strings.Contains(log.String(), "level=ERROR") || !strings.Contains(log.String(), ssh.FingerprintSHA256(task.shows.PublicKey())) {
 			t.Errorf("the log does not say so: %s", &log)
 		}
-		if _, _, live := w.counts(); live != 1 || w.stops != 0 {
-			t.Errorf("%d live tasks, %d stops; others may be in it", live, w.stops)
+		if _, _, live := w.counts(); live != 0 || w.stops != 1 {
+			t.Errorf("%d live tasks, %d stops; nobody is to be led there again", live, w.stops)
+		}
+		if task := mustDial(t, d, nil); task.Generation != 2 {
+			t.Errorf("then generation %d", task.Generation)
 		}
 	})
 }
@@ -435,7 +439,7 @@ func TestFirstContactPinsTheKey(t *testing.T) {
 		if _, err := d.Dial(t.Context(), alice, nil); !errors.Is(err, ErrHostKey) {
 			t.Errorf("another key than at first contact: %v", err)
 		}
-		w.task(0).shows = nil
+		mustDial(t, d, nil)
 
 		// A gateway that adopts the task learns the key anew, once.
 		ledger = &Memory{}
@@ -455,11 +459,11 @@ func TestFirstContactPinsTheKey(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		w.task(0).shows = newKey(t)
+		w.task(1).shows = newKey(t)
 		if _, err := d.Dial(t.Context(), alice, nil); !errors.Is(err, ErrHostKey) {
 			t.Errorf("another key than at first contact after adoption: %v", err)
 		}
-		if launches, _, _ := w.counts(); launches != 1 {
+		if launches, _, _ := w.counts(); launches != 2 {
 			t.Errorf("%d launches", launches)
 		}
 	})
@@ -567,11 +571,146 @@ func TestAdopt(t *testing.T) {
 			t.Errorf("after its end: generation %d", task.Generation)
 		}
 		// A listing that is behind the ledger changes nothing.
-		if err := d.adopt(t.Context(), Owner{"alice", "default"}, first); err != nil {
+		if err := d.adopt(t.Context(), Profile{}, OwnedTask{Owner: Owner{"alice", "default"}, Task: first}); err != nil {
 			t.Fatal(err)
 		}
 		if task := mustDial(t, d, nil); task.Generation != 2 {
 			t.Errorf("a stale listing was believed")
+		}
+	})
+}
+
+// TestAdoptHalfStarted: a task that its gateway left while it started is not
+// started again.
+func TestAdoptHalfStarted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		task, err := w.launch(Launch{Owner: Owner{"alice", "default"}, Generation: 3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := newDialer(w, &Memory{})
+		d.Profiles["default"] = Profile{Launcher: noAddress{w}}
+		if err := d.Adopt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		d.Profiles["default"] = Profile{Launcher: w}
+		if got := mustDial(t, d, nil); got.ID != task.ID {
+			t.Errorf("got %s, want %s", got.ID, task.ID)
+		}
+	})
+}
+
+// noAddress lists tasks as they are before they have an address.
+type noAddress struct{ *world }
+
+func (n noAddress) List(ctx context.Context) ([]OwnedTask, error) {
+	tasks, err := n.world.List(ctx)
+	for i := range tasks {
+		tasks[i].Task.Addr = ""
+	}
+	return tasks, err
+}
+
+func TestSweep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		d := newDialer(w, &Memory{})
+		profile := d.Profiles["default"]
+		profile.MaxLife = 12 * time.Hour
+		d.Profiles["default"] = profile
+		sweep := func(wantLive int) {
+			t.Helper()
+			if err := d.Sweep(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if _, _, live := w.counts(); live != wantLive {
+				t.Errorf("%d live tasks, want %d", live, wantLive)
+			}
+		}
+		current := mustDial(t, d, nil)
+		// An earlier one that should have ended, and somebody's whom the
+		// ledger does not know.
+		orphan := &fakeTask{owner: Owner{"alice", "default"}, Task: Task{ID: "orphan", Generation: 0, Addr: "task:1"}, listens: time.Now(), fleet: w.fleet.PublicKey()}
+		w.tasks = append(w.tasks, orphan)
+		unknown, err := w.launch(Launch{Owner: Owner{"bob", "default"}, Generation: 7})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sweep(3) // the orphan is young: it may be part of a start
+		if entry, _ := d.Ledger.Get(t.Context(), unknown.owner); entry.Generation != 7 || entry.Task.ID != unknown.ID {
+			t.Errorf("the unknown bastion was not adopted: %+v", entry)
+		}
+		time.Sleep(11 * time.Minute)
+		sweep(2)
+		if !orphan.dead {
+			t.Error("the orphan lives")
+		}
+		time.Sleep(12 * time.Hour)
+		sweep(2) // the agents may be about to end by themselves
+		time.Sleep(10 * time.Minute)
+		sweep(0)
+		if task := mustDial(t, d, nil); task.Generation != current.Generation+1 {
+			t.Errorf("after its maximum life: generation %d", task.Generation)
+		}
+	})
+}
+
+// TestRetry: a start is tried once more, where that may help.
+func TestRetry(t *testing.T) {
+	for _, tt := range []struct {
+		err   error
+		wants int // launches
+	}{
+		{fmt.Errorf("%w: %w", ErrGone, ErrCapacity), 2},
+		{fmt.Errorf("%w: %w", ErrGone, ErrPlatform), 2},
+		{fmt.Errorf("%w: %w", ErrGone, ErrImage), 1},
+		{fmt.Errorf("%w: %w", ErrGone, ErrQuota), 1},
+		{fmt.Errorf("%w: %w", ErrGone, ErrSecrets), 1},
+		{ErrDenied, 1},
+		{ErrConfig, 1},
+		{ErrBusy, 1},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			defer w.end()
+			d := newDialer(w, &Memory{})
+			var attempts []int
+			w.onLaunch = func(_ context.Context, l Launch) (bool, error) {
+				attempts = append(attempts, l.Attempt)
+				return false, tt.err
+			}
+			if _, err := d.Dial(t.Context(), alice, nil); !errors.Is(err, tt.err) {
+				t.Errorf("%v: got %v", tt.err, err)
+			}
+			if want := []int{0, 1}[:tt.wants]; !slices.Equal(attempts, want) {
+				t.Errorf("%v: attempts %v, want %v", tt.err, attempts, want)
+			}
+			w.onLaunch = nil
+			mustDial(t, d, nil)
+		})
+	}
+}
+
+// TestLostSYN: a machine that comes up while nobody hears what is sent to it is
+// reached soon after, not when TCP asks again.
+func TestLostSYN(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		d := newDialer(w, &Memory{})
+		d.NetDial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if time.Now().Before(w.task(0).listens) {
+				<-ctx.Done() // lost, and so are all repetitions for some seconds
+				return nil, ctx.Err()
+			}
+			return w.netDial(ctx, network, addr)
+		}
+		mustDial(t, d, nil)
+		if late := time.Since(w.task(0).listens); late > 300*time.Millisecond {
+			t.Errorf("reached after %v", late)
 		}
 	})
 }

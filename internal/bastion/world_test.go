@@ -157,14 +157,14 @@ func (w *world) Stop(_ context.Context, owner Owner, id string) error {
 	return nil
 }
 
-func (w *world) List(context.Context) (map[Owner]Task, error) {
+func (w *world) List(context.Context) ([]OwnedTask, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.lookups++
-	out := map[Owner]Task{}
+	var out []OwnedTask
 	for _, task := range w.tasks {
 		if !task.dead {
-			out[task.owner] = task.Task
+			out = append(out, OwnedTask{Owner: task.owner, Task: task.Task, Started: task.listens.Add(-w.boot)})
 		}
 	}
 	return out, nil

@@ -27,6 +27,24 @@ func userMessage(err error, ref string) string {
 		return "You have too many connections open. Please close some and try again."
 	case errors.Is(err, bastion.ErrNoProfile):
 		return "There is no bastion of that name for you. What comes after the + in the user name must be a profile; leave it out for the usual one."
+	case errors.Is(err, bastion.ErrHostKey):
+		return withRef("Something that is not your bastion answered in its place, so you were not connected to it. Please tell your administrator at once.", ref)
+	case errors.Is(err, bastion.ErrCapacity):
+		return withRef("AWS has no room for your bastion right now. Please try again in a minute.", ref)
+	case errors.Is(err, bastion.ErrQuota):
+		return withRef("As many bastions are running as your organisation may have. Please try again later, or ask your administrator for more.", ref)
+	case errors.Is(err, bastion.ErrBusy):
+		return withRef("Very many bastions are being started right now. Please try again in a minute.", ref)
+	case errors.Is(err, bastion.ErrPlatform):
+		return withRef("AWS did not get the network for your bastion ready. Please try again; if it happens twice, tell your administrator.", ref)
+	case errors.Is(err, bastion.ErrImage):
+		return withRef("The software of your bastion could not be loaded. Please tell your administrator.", ref)
+	case errors.Is(err, bastion.ErrSecrets):
+		return withRef("Your bastion could not be given what it needs to start. Please tell your administrator.", ref)
+	case errors.Is(err, bastion.ErrDenied):
+		return withRef("The gateway is not permitted to start your bastion. Please tell your administrator.", ref)
+	case errors.Is(err, bastion.ErrConfig):
+		return withRef("The gateway's settings for this bastion do not work. Please tell your administrator.", ref)
 	case errors.Is(err, bastion.ErrTimeout):
 		return withRef("Your bastion did not start in time. Please try again; if it happens twice, tell your administrator.", ref)
 	case errors.Is(err, bastion.ErrNoAccount):

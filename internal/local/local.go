@@ -315,12 +315,12 @@ func (f folder) taskLives(taskID string) error {
 
 // List implements [bastion.Launcher]. Folders that make no sense are logged and
 // left out.
-func (l *Launcher) List(context.Context) (map[bastion.Owner]bastion.Task, error) {
+func (l *Launcher) List(context.Context) ([]bastion.OwnedTask, error) {
 	entries, err := os.ReadDir(l.Dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	tasks := map[bastion.Owner]bastion.Task{}
+	var tasks []bastion.OwnedTask
 	for _, entry := range entries {
 		name, profile, ok := strings.Cut(entry.Name(), "+")
 		owner := bastion.Owner{User: name, Profile: profile}
@@ -337,7 +337,7 @@ func (l *Launcher) List(context.Context) (map[bastion.Owner]bastion.Task, error)
 			l.Log.Warn("cannot tell whether a bastion runs", "owner", owner, "err", err)
 		}
 		if last.Addr != "" {
-			tasks[owner] = last.task()
+			tasks = append(tasks, bastion.OwnedTask{Owner: owner, Task: last.task()})
 		}
 	}
 	return tasks, nil

@@ -224,13 +224,13 @@ func TestAgentOutlivesGateway(t *testing.T) {
 	}
 	os.MkdirAll(filepath.Join(l.Dir, "bob+default"), 0o700) // never had one
 	tasks, err := l.List(t.Context())
-	if err != nil || len(tasks) != 1 || tasks[alice].ID != id || tasks[alice].HostKey == nil {
+	if err != nil || len(tasks) != 1 || tasks[0].Owner != alice || tasks[0].Task.ID != id || tasks[0].Task.HostKey == nil {
 		t.Fatalf("listed %v, %v; want %s", tasks, err, id)
 	}
 	if task := mustLaunch(t, l); task.ID != id {
 		t.Errorf("launched %s beside %s", task.ID, id)
 	}
-	if err := l.Stop(t.Context(), alice, id); err != nil || !gone(l, tasks[alice]) {
+	if err := l.Stop(t.Context(), alice, id); err != nil || !gone(l, tasks[0].Task) {
 		t.Errorf("stopping it: %v", err)
 	}
 }
