@@ -83,6 +83,9 @@ type Grant struct {
 	Expires time.Time
 	// Line is where the grant was found, as "alice:3". It is for logs.
 	Line string
+	// Principals are those of the certificate by which the login came in;
+	// empty for a plain key.
+	Principals []string
 }
 
 // Authorize says what the owner of key may do as user, when coming from the
