@@ -20,6 +20,7 @@ var mayImport = map[string][]string{
 	"cmd/bastion-agent": {"internal/agent", "internal/oplog", "internal/sshca"},
 	"internal/gateway":  {"internal/auth", "internal/bastion", "internal/identity", "internal/relay", "internal/wire"},
 	"internal/local":    {"internal/bastion"},
+	"internal/fargate":  {"internal/bastion"},
 	"internal/bastion":  {"internal/identity", "internal/sshca"},
 	"internal/agent":    {"internal/identity", "internal/sshca", "internal/wire"},
 	"internal/relay":    {"internal/identity"},

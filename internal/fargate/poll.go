@@ -1,0 +1,152 @@
+package fargate
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecs"
+	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+)
+
+const (
+	// pollEvery is the time between two DescribeTasks.
+	pollEvery = time.Second
+	// pollTimeout bounds one of them.
+	pollTimeout = 10 * time.Second
+	// describeMax is how many tasks one of them may name (API_DescribeTasks).
+	describeMax = 100
+)
+
+// A poller asks ECS about tasks, on behalf of all who want to know, with one
+// call a second for each hundred tasks.
+type poller struct {
+	ecs     *ecs.Client
+	cluster string
+	log     *slog.Logger
+
+	mu      sync.Mutex
+	asked   map[string][]chan<- answer // by ARN; those of the next turn
+	turning bool                       // a goroutine serves them
+	last    time.Time                  // turn
+	missing map[string]time.Time       // since when ECS says so
+}
+
+type answer struct {
+	task    types.Task
+	missing time.Duration // more than zero: ECS has not known the task for that long
+	err     error
+}
+
+// poller returns that of a cluster.
+func (c *Cloud) poller(cluster string) *poller {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.pollers[cluster]
+	if p == nil {
+		p = &poller{ecs: c.ecs, cluster: cluster, log: c.Log, asked: map[string][]chan<- answer{}, missing: map[string]time.Time{}}
+		c.pollers[cluster] = p
+	}
+	return p
+}
+
+// ask returns what ECS says of the task at the next turn, which begins within a
+// second. If ECS does not know the task, missing says for how long it has been
+// saying so, and is more than zero.
+func (p *poller) ask(ctx context.Context, arn string) (task types.Task, missing time.Duration, err error) {
+	reply := make(chan answer, 1)
+	p.mu.Lock()
+	p.asked[arn] = append(p.asked[arn], reply)
+	if !p.turning {
+		p.turning = true
+		// It ends when nobody asks any more; each call in it is bounded.
+		go p.serve()
+	}
+	p.mu.Unlock()
+	select {
+	case a := <-reply:
+		return a.task, a.missing, a.err
+	case <-ctx.Done():
+		return types.Task{}, 0, context.Cause(ctx)
+	}
+}
+
+// serve takes turns until nobody asks.
+func (p *poller) serve() {
+	for {
+		p.mu.Lock()
+		if len(p.asked) == 0 {
+			p.turning = false
+			p.mu.Unlock()
+			return
+		}
+		wait := time.Until(p.last.Add(pollEvery))
+		p.mu.Unlock()
+		time.Sleep(wait)
+
+		p.mu.Lock()
+		asked := p.asked
+		p.asked = map[string][]chan<- answer{}
+		p.last = time.Now()
+		p.mu.Unlock()
+		p.turn(asked)
+	}
+}
+
+// turn answers those who have asked.
+func (p *poller) turn(asked map[string][]chan<- answer) {
+	var calls sync.WaitGroup
+	for some := range slices.Chunk(slices.Sorted(maps.Keys(asked)), describeMax) {
+		calls.Go(func() {
+			for arn, a := range p.describe(some) {
+				for _, reply := range asked[arn] {
+					reply <- a
+				}
+			}
+		})
+	}
+	calls.Wait()
+}
+
+// describe returns an answer for each of the tasks.
+func (p *poller) describe(arns []string) map[string]answer {
+	ctx, cancel := context.WithTimeout(context.Background(), pollTimeout)
+	defer cancel()
+	out, err := p.ecs.DescribeTasks(ctx, &ecs.DescribeTasksInput{Cluster: &p.cluster, Tasks: arns})
+	answers := make(map[string]answer, len(arns))
+	if err != nil {
+		err = fmt.Errorf("DescribeTasks in cluster %s: %w", p.cluster, classify(err))
+		p.log.Warn("cannot tell how bastions are", "tasks", len(arns), "err", err)
+		for _, arn := range arns {
+			answers[arn] = answer{err: err}
+		}
+		return answers
+	}
+	for _, task := range out.Tasks {
+		answers[aws.ToString(task.TaskArn)] = answer{task: task}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	for _, arn := range arns {
+		if _, ok := answers[arn]; ok {
+			delete(p.missing, arn)
+			continue
+		}
+		if p.missing[arn].IsZero() {
+			p.missing[arn] = now
+		}
+		answers[arn] = answer{missing: max(1, now.Sub(p.missing[arn]))}
+	}
+	for arn, since := range p.missing { // nobody asks for these any more
+		if now.Sub(since) > 2*missingFor {
+			delete(p.missing, arn)
+		}
+	}
+	return answers
+}

@@ -1,0 +1,161 @@
+package fargate
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"fmt"
+	"hash/fnv"
+	"strconv"
+	"strings"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecs"
+	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport-ssh/sallyport/internal/bastion"
+)
+
+// The environment of an agent: the flags of "bastion-agent serve", and what is
+// there for List. Unlike tags, overrides stay when a task is stopped, and nobody
+// can change them.
+const (
+	envOwner       = "SALLYPORT_OWNER"
+	envAccount     = "SALLYPORT_ACCOUNT"
+	envFleetKey    = "SALLYPORT_FLEET_KEY"
+	envPrincipal   = "SALLYPORT_PRINCIPAL"
+	envIdle        = "SALLYPORT_IDLE"
+	envMaxLife     = "SALLYPORT_MAX_LIFE"
+	envMaxSessions = "SALLYPORT_MAX_SESSIONS"
+	envAcceptEnv   = "SALLYPORT_ACCEPT_ENV"
+	envProfile     = "SALLYPORT_PROFILE"
+	envGeneration  = "SALLYPORT_GENERATION"
+	envDeployment  = "SALLYPORT_DEPLOYMENT"
+)
+
+// request returns the RunTask that launches a generation. It is the same each
+// time, for as long as the configuration is: ECS gives the same task only for
+// the same request. So there is no time, no chance and no state in it.
+func (l *Launcher) request(want bastion.Launch, group string) *ecs.RunTaskInput {
+	c := l.Cloud
+	env := []types.KeyValuePair{}
+	set := func(name, value string) {
+		env = append(env, types.KeyValuePair{Name: aws.String(name), Value: aws.String(value)})
+	}
+	generation := strconv.FormatInt(want.Generation, 10)
+	set(envOwner, want.Owner.User)
+	set(envProfile, want.Owner.Profile)
+	set(envDeployment, c.deployment)
+	set(envGeneration, generation)
+	set(envAccount, l.Account)
+	set(envFleetKey, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(c.fleetKey))))
+	set(envPrincipal, l.token(want.Owner, want.Generation))
+	set(envIdle, want.Idle.String())
+	set(envMaxLife, want.MaxLife.String())
+	if len(l.AcceptEnv) > 0 {
+		set(envAcceptEnv, strings.Join(l.AcceptEnv, ","))
+	}
+	if l.MaxSessions > 0 {
+		set(envMaxSessions, strconv.Itoa(l.MaxSessions))
+	}
+
+	overrides := &types.TaskOverride{
+		ContainerOverrides: []types.ContainerOverride{{Name: &l.Container, Environment: env}},
+	}
+	if l.CPU > 0 {
+		overrides.Cpu = aws.String(strconv.Itoa(l.CPU))
+	}
+	if l.Memory > 0 {
+		overrides.Memory = aws.String(strconv.Itoa(l.Memory))
+	}
+	if l.EphemeralStorage > 0 {
+		overrides.EphemeralStorage = &types.EphemeralStorage{SizeInGiB: int32(l.EphemeralStorage)}
+	}
+	if l.TaskRole != "" {
+		overrides.TaskRoleArn = &l.TaskRole
+	}
+
+	groups := l.SecurityGroups
+	if group != "" {
+		groups = append([]string{group}, groups...)
+	}
+	network := &types.AwsVpcConfiguration{
+		Subnets:        []string{l.subnet(want)},
+		SecurityGroups: groups,
+		AssignPublicIp: types.AssignPublicIpDisabled,
+	}
+	if l.PublicIP {
+		network.AssignPublicIp = types.AssignPublicIpEnabled
+	}
+
+	tag := func(name, value string) types.Tag {
+		return types.Tag{Key: aws.String("sallyport:" + name), Value: aws.String(value)}
+	}
+	in := &ecs.RunTaskInput{
+		Cluster:              &l.Cluster,
+		TaskDefinition:       &l.TaskDefinition,
+		Count:                aws.Int32(1),
+		ClientToken:          aws.String(l.token(want.Owner, want.Generation)),
+		StartedBy:            aws.String(c.startedBy()),
+		NetworkConfiguration: &types.NetworkConfiguration{AwsvpcConfiguration: network},
+		Overrides:            overrides,
+		Tags: []types.Tag{
+			tag("user", want.Owner.User),
+			tag("profile", want.Owner.Profile),
+			tag("generation", generation),
+			tag("deployment", c.deployment),
+		},
+	}
+	if l.PlatformVersion != "" {
+		in.PlatformVersion = &l.PlatformVersion
+	}
+	// Fargate does not fall back from Spot by itself.
+	if l.Spot && want.Attempt == 0 {
+		in.CapacityProviderStrategy = []types.CapacityProviderStrategyItem{{CapacityProvider: aws.String("FARGATE_SPOT"), Weight: 1}}
+	} else {
+		in.LaunchType = types.LaunchTypeFargate
+	}
+	return in
+}
+
+// subnet returns the one for a generation. Owners begin anywhere, and each
+// generation goes on to the next.
+func (l *Launcher) subnet(want bastion.Launch) string {
+	h := fnv.New32a()
+	h.Write([]byte(want.Owner.String()))
+	n := uint64(len(l.Subnets))
+	return l.Subnets[(uint64(h.Sum32())+uint64(want.Generation))%n]
+}
+
+// token returns the client token of a generation: 52 characters. The agent knows
+// it as its principal, which cannot be the task's ARN: that is not known before.
+func (l *Launcher) token(owner bastion.Owner, generation int64) string {
+	// A cluster can be named in two ways.
+	cluster := l.Cluster[strings.LastIndexByte(l.Cluster, '/')+1:]
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%s\n%s\n%d", cluster, l.Cloud.deployment, owner.User, owner.Profile, generation))
+	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:]))
+}
+
+// startedBy is the same for all tasks of a deployment: ListTasks can filter by it
+// and by nothing else then.
+func (c *Cloud) startedBy() string { return "sallyport/" + c.deployment }
+
+// subnets returns those a request names.
+func subnets(in *ecs.RunTaskInput) []string {
+	return in.NetworkConfiguration.AwsvpcConfiguration.Subnets
+}
+
+// environment returns what a task's overrides set a variable to.
+func environment(t types.Task, name string) string {
+	if t.Overrides == nil {
+		return ""
+	}
+	for _, c := range t.Overrides.ContainerOverrides {
+		for _, v := range c.Environment {
+			if aws.ToString(v.Name) == name {
+				return aws.ToString(v.Value)
+			}
+		}
+	}
+	return ""
+}
