@@ -16,7 +16,7 @@ const module = "github.com/sallyport-ssh/sallyport/"
 // point one way: the commands know everything; the gateway knows whom it joins;
 // what can stand alone does.
 var mayImport = map[string][]string{
-	"cmd/gateway":       {"internal/auth", "internal/bastion", "internal/config", "internal/gateway", "internal/local", "internal/oplog", "internal/wire"},
+	"cmd/gateway":       {"internal/auth", "internal/bastion", "internal/config", "internal/fargate", "internal/gateway", "internal/local", "internal/oplog", "internal/wire"},
 	"cmd/bastion-agent": {"internal/agent", "internal/oplog", "internal/sshca"},
 	"internal/gateway":  {"internal/auth", "internal/bastion", "internal/identity", "internal/relay", "internal/wire"},
 	"internal/local":    {"internal/bastion"},

@@ -6,16 +6,20 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/sallyport-ssh/sallyport/internal/auth"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/config"
+	"github.com/sallyport-ssh/sallyport/internal/fargate"
 	"github.com/sallyport-ssh/sallyport/internal/gateway"
 	"github.com/sallyport-ssh/sallyport/internal/local"
 	"github.com/sallyport-ssh/sallyport/internal/oplog"
@@ -46,17 +50,22 @@ func (c *serveCmd) Run(ctx context.Context, s streams) error {
 
 type checkCmd struct {
 	Config string `required:"" placeholder:"FILE" help:"The configuration."`
+	AWS    bool   `name:"aws" help:"Ask AWS, too, whether this gateway is permitted what its profiles need. Starts nothing."`
 }
 
 // Run reads the configuration and everything it names.
-func (c *checkCmd) Run(s streams) error {
+func (c *checkCmd) Run(ctx context.Context, s streams) error {
 	cfg, err := config.Load(c.Config)
 	if err != nil {
 		return err
 	}
 	problems := auth.Check(cfg.AuthorizedKeysDir)
-	if _, err := profiles(cfg, slog.New(slog.DiscardHandler)); err != nil {
+	log := slog.New(slog.DiscardHandler)
+	if _, err := profiles(cfg, nil, log); err != nil {
 		problems = append(problems, err)
+	}
+	if c.AWS {
+		problems = append(problems, checkAWS(ctx, cfg, s.out))
 	}
 	if err := errors.Join(problems...); err != nil {
 		return err
@@ -65,10 +74,70 @@ func (c *checkCmd) Run(s streams) error {
 	return err
 }
 
+// checkAWS says on out what AWS permits, and returns what it does not.
+func checkAWS(ctx context.Context, cfg *config.Gateway, out io.Writer) error {
+	cloud, err := newCloud(ctx, cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	kinds, err := profiles(cfg, cloud, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil // said before
+	}
+	var problems []error
+	for _, name := range slices.Sorted(maps.Keys(kinds)) {
+		launcher, ok := kinds[name].Launcher.(*fargate.Launcher)
+		if !ok {
+			continue
+		}
+		who, findings, err := launcher.Check(ctx)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "profile %s, as %s:\n", name, who)
+		for _, f := range findings {
+			verdict := "permitted"
+			switch {
+			case errors.Is(f.Err, bastion.ErrDenied):
+				verdict = "MISSING"
+			case f.Err != nil:
+				verdict = "FAILED"
+			}
+			fmt.Fprintf(out, "  %-36s %s\n", f.Action, verdict)
+			if f.Err != nil {
+				problems = append(problems, fmt.Errorf("profile %s: %s: %w", name, f.Action, f.Err))
+			}
+		}
+		fmt.Fprintf(out, "  %-36s only seen when a task starts\n", "iam:PassRole")
+	}
+	return errors.Join(problems...)
+}
+
+// newCloud returns the way to AWS, or nil if no profile needs it.
+func newCloud(ctx context.Context, cfg *config.Gateway, log *slog.Logger) (*fargate.Cloud, error) {
+	for _, p := range cfg.Profiles {
+		if p.Launcher != "fargate" {
+			continue
+		}
+		aws, err := fargate.Load(ctx)
+		if err != nil {
+			return nil, err
+		}
+		cloud := fargate.NewCloud(aws, cfg.Deployment, cfg.FleetKey.PublicKey())
+		cloud.Log = log
+		return cloud, nil
+	}
+	return nil, nil
+}
+
 // serve runs a gateway on the listeners, which it closes, until ctx ends.
 func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, stderr io.Writer) error {
 	log := oplog.New(stderr)
-	kinds, err := profiles(cfg, log)
+	cloud, err := newCloud(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	kinds, err := profiles(cfg, cloud, log)
 	if err != nil {
 		return err
 	}
@@ -82,6 +151,9 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 	if err := dialer.Adopt(ctx); err != nil {
 		return err
 	}
+	tidying := make(chan struct{})
+	go func() { defer close(tidying); tidy(ctx, dialer, log) }()
+	defer func() { <-tidying }()
 	keys := &auth.Keys{Dir: cfg.AuthorizedKeysDir, Log: log}
 	server := &gateway.Server{
 		HostKeys:             cfg.HostKeys,
@@ -124,10 +196,42 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 	return err
 }
 
-// profiles makes the configured kinds of bastions.
-func profiles(cfg *config.Gateway, log *slog.Logger) (map[string]bastion.Profile, error) {
+// tidy finds what has no use any more, and ends it, until ctx ends. It begins
+// soon after the start: a listing of ECS may be late, and what the first one has
+// missed is adopted then.
+func tidy(ctx context.Context, dialer *bastion.Dialer, log *slog.Logger) {
+	for wait := 10 * time.Second; ; wait = 9*time.Minute + rand.N(2*time.Minute) {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+		err := dialer.Sweep(ctx)
+		for _, profile := range dialer.Profiles {
+			if launcher, ok := profile.Launcher.(*fargate.Launcher); ok {
+				err = errors.Join(err, launcher.SweepGroups(ctx))
+			}
+		}
+		if err != nil && ctx.Err() == nil {
+			log.Error("cannot tidy up everything; trying again in ten minutes", "err", err)
+		}
+	}
+}
+
+// profiles makes the configured kinds of bastions. The cloud is for those on
+// Fargate.
+func profiles(cfg *config.Gateway, cloud *fargate.Cloud, log *slog.Logger) (map[string]bastion.Profile, error) {
 	kinds := make(map[string]bastion.Profile)
 	for name, p := range cfg.Profiles {
+		if p.Launcher == "fargate" {
+			kinds[name] = bastion.Profile{
+				Launcher:     onFargate(name, p.Fargate, cloud, cfg.MaxSessions),
+				Idle:         p.Idle,
+				MaxLife:      p.MaxLife,
+				StartTimeout: p.StartTimeout,
+			}
+			continue
+		}
 		if os.Geteuid() != 0 && p.Local.Account == "" {
 			return nil, fmt.Errorf("profile %s: this gateway does not run as root, so every user would get the account that it runs as, which can read the fleet key; if that is meant, name the account in profiles.%s.local.account", name, name)
 		}
@@ -158,6 +262,35 @@ func profiles(cfg *config.Gateway, log *slog.Logger) (map[string]bastion.Profile
 		}
 	}
 	return kinds, nil
+}
+
+func onFargate(name string, f config.Fargate, cloud *fargate.Cloud, maxSessions int) *fargate.Launcher {
+	l := &fargate.Launcher{
+		Cloud:            cloud,
+		Profile:          name,
+		Cluster:          f.Cluster,
+		TaskDefinition:   f.TaskDefinition,
+		Container:        f.Container,
+		Account:          f.Account,
+		Subnets:          f.Subnets,
+		SecurityGroups:   f.SecurityGroups,
+		PublicIP:         f.PublicIP,
+		Spot:             f.Spot,
+		CPU:              f.CPU,
+		Memory:           f.Memory,
+		EphemeralStorage: f.EphemeralStorage,
+		TaskRole:         f.TaskRole,
+		PlatformVersion:  f.PlatformVersion,
+		AcceptEnv:        f.AcceptEnv,
+		MaxSessions:      maxSessions,
+	}
+	if f.Isolate {
+		l.Isolate = &fargate.Isolation{Ingress: f.IngressFrom}
+		for _, r := range f.Egress {
+			l.Isolate.Egress = append(l.Isolate.Egress, fargate.Rule{Protocol: r.Protocol, From: int32(r.From), To: int32(r.To), Peer: r.Peer})
+		}
+	}
+	return l
 }
 
 // ballastSize is of memory that is never touched, and so costs none, but that the

@@ -98,8 +98,8 @@ type MaxStartups struct {
 
 // Profile is a named kind of bastion.
 type Profile struct {
-	// Launcher is what starts such bastions. This build has "local" only,
-	// which is the default: processes on the gateway's own machine.
+	// Launcher is what starts such bastions: "local", which is the default,
+	// as processes on the gateway's own machine, "fargate" as tasks on AWS.
 	Launcher string
 	// Idle is how long a bastion lives on after its last connection. At
 	// least 1s; default 15m.
@@ -110,8 +110,9 @@ type Profile struct {
 	// StartTimeout is how long a bastion may take to become reachable. At
 	// least 1s; default 5m.
 	StartTimeout time.Duration
-	// Local is for the launcher of that name.
-	Local Local
+	// Local and Fargate are for the launchers of these names.
+	Local   Local
+	Fargate Fargate
 }
 
 // Local is what the local launcher has to know.
@@ -154,6 +155,7 @@ func defaultProfile() Profile {
 		MaxLife:      12 * time.Hour,
 		StartTimeout: 5 * time.Minute,
 		Local:        Local{AcceptEnv: []string{"LANG", "LC_*", "COLORTERM", "TERM_PROGRAM*", "GIT_PROTOCOL"}},
+		Fargate:      defaultFargate(),
 	}
 }
 

@@ -115,8 +115,20 @@ func TestExample(t *testing.T) {
 	}
 	want := Defaults()
 	want.AuthorizedKeysDir = filepath.Join(dir, "authorized_keys.d")
+	fargate := defaultFargate()
+	fargate.Cluster, fargate.TaskDefinition = "sallyport", "sallyport-bastion:7"
+	fargate.Subnets, fargate.SecurityGroups = []string{"subnet-0a1b2c3d", "subnet-4e5f6a7b"}, []string{"sg-0123abcd"}
+	fargate.CPU, fargate.Memory, fargate.EphemeralStorage = 1024, 2048, 50
+	fargate.TaskRole, fargate.PlatformVersion = "arn:aws:iam::123456789012:role/bastion-big", "1.4.0"
+	fargate.PublicIP, fargate.Spot, fargate.Isolate = true, true, true
+	fargate.IngressFrom = []string{"sg-9876fedc"}
+	fargate.Egress = []EgressRule{{"tcp", 443, 443, "0.0.0.0/0"}, {"-1", -1, -1, "10.0.0.0/8"}}
+	want.Profiles["big"] = Profile{
+		Launcher: "fargate", Idle: 15 * time.Minute, MaxLife: 12 * time.Hour, StartTimeout: 5 * time.Minute,
+		Local: defaultProfile().Local, Fargate: fargate,
+	}
 	want.Profiles["build"] = Profile{
-		Launcher: "local", Idle: 2 * time.Hour, MaxLife: 24 * time.Hour, StartTimeout: 5 * time.Minute,
+		Launcher: "local", Idle: 2 * time.Hour, MaxLife: 24 * time.Hour, StartTimeout: 5 * time.Minute, Fargate: defaultFargate(),
 		Local: Local{Account: "builder", Agent: "/usr/lib/sallyport/bastion-agent", AcceptEnv: defaultProfile().Local.AcceptEnv},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -290,8 +302,8 @@ func TestMistakes(t *testing.T) {
 		{`version_addendum: "a\nb"`, `g.yaml:1: version_addendum: must be at most 128 printable ASCII characters`},
 		{"profiles:\n  a b: {}", `g.yaml:2: profiles.a b: "a b" is not a name for a profile; write 1 to 32 letters, digits, - and _, a letter or digit first`},
 		{"profiles: {ctl: {}}", `g.yaml:1: profiles.ctl: the name ctl is taken: it is how users reach their console`},
-		{"profiles:\n  big:\n    launcher: fargate", `g.yaml:3: profiles.big.launcher: this build has no launcher fargate, only local`},
-		{"profiles:\n  big:\n    launcher: docker", `g.yaml:3: profiles.big.launcher: "docker" is not a launcher; this build has local`},
+		{"profiles:\n  big:\n    launcher: fargate", `g.yaml:2: profiles.big: the launcher fargate needs the key fargate, with at least cluster, task_definition and subnets`},
+		{"profiles:\n  big:\n    launcher: docker", `g.yaml:3: profiles.big.launcher: "docker" is not a launcher; there are local and fargate`},
 		{"profiles:\n  big:\n    idle: 2d", `g.yaml:2: profiles.big: max_life (12h0m0s) is shorter than idle (48h0m0s)`},
 		{"profiles: {a: {local: {account: 'a:b'}}}", `g.yaml:1: profiles.a.local.account: "a:b" is not the name of an account`},
 		{"profiles: {a: {local: {agent: ''}}}", `g.yaml:1: profiles.a.local.agent: the path is empty`},
@@ -320,6 +332,70 @@ func TestMistakes(t *testing.T) {
 				t.Errorf("\n got %s\nwant %s", got, tt.want)
 			}
 		})
+	}
+}
+
+func TestFargateMistakes(t *testing.T) {
+	dir := site(t)
+	const start = "profiles:\n  f:\n    launcher: fargate\n    fargate:\n      "
+	good := []string{"cluster: c", "task_definition: d:1", "subnets: [subnet-1]"}
+	tests := []struct{ in, want string }{
+		{"cluster: a b", `g.yaml:5: profiles.f.fargate.cluster: "a b" is not the name or ARN of a cluster`},
+		{"task_definition: bastion", `g.yaml:5: profiles.f.fargate.task_definition: "bastion" has no revision; write it like bastion:7, so that a new revision is not used before it is meant to`},
+		{"task_definition: arn:aws:ecs:eu-west-1:123456789012:task-definition/b", `g.yaml:5: profiles.f.fargate.task_definition: "arn:aws:ecs:eu-west-1:123456789012:task-definition/b" has no revision; write it like arn:aws:ecs:eu-west-1:123456789012:task-definition/b:7, so that a new revision is not used before it is meant to`},
+		{"subnets: [vpc-1]", `g.yaml:5: profiles.f.fargate.subnets: "vpc-1" is not the id of a subnet`},
+		{"subnets: [" + strings.Repeat("subnet-1, ", 17) + "]", `g.yaml:5: profiles.f.fargate.subnets: there are 17, and may be 16`},
+		{"security_groups: [sg-1, sg-2, sg-3, sg-4, sg-5, sg-6]", `g.yaml:5: profiles.f.fargate.security_groups: there are 6, and may be 5`},
+		{"public_ip: maybe", `g.yaml:5: profiles.f.fargate.public_ip: "maybe" is neither true nor false`},
+		{"capacity: cheap", `g.yaml:5: profiles.f.fargate.capacity: "cheap" is neither on-demand nor spot`},
+		{"cpu: 300", `g.yaml:5: profiles.f.fargate.cpu: Fargate has no size with cpu 300; there are 256, 512, 1024, 2048, 4096, 8192, 16384 and 32768`},
+		{"cpu: 256\n      memory: 4096", `g.yaml:4: profiles.f.fargate: Fargate has no size with cpu 256 and memory 4096`},
+		{"task_role: bastion", `g.yaml:5: profiles.f.fargate.task_role: "bastion" is not the ARN of a role`},
+		{"isolate: true", `g.yaml:4: profiles.f.fargate: isolate needs ingress_from: the security groups or networks of the gateways, which nobody else may connect from`},
+		{"egress: all 0.0.0.0/0", `g.yaml:4: profiles.f.fargate: ingress_from and egress are of the groups that isolate: true makes; without it, write these rules into security_groups`},
+		{"isolate: true\n      ingress_from: 10.0.0.1/8", `g.yaml:6: profiles.f.fargate.ingress_from: "10.0.0.1/8" has bits set after its length; do you mean 10.0.0.0/8?`},
+		{"isolate: true\n      ingress_from: gateway", `g.yaml:6: profiles.f.fargate.ingress_from: "gateway" is neither a network, like 10.0.0.0/8, nor the id of a security group`},
+		{"isolate: true\n      ingress_from: sg-1\n      security_groups: [sg-1, sg-2, sg-3, sg-4, sg-5]", `g.yaml:4: profiles.f.fargate: isolate adds a security group to security_groups, and there may be 5 in all`},
+		{"isolate: true\n      ingress_from: sg-1\n      egress: [tcp https 10.0.0.0/8]", `g.yaml:7: profiles.f.fargate.egress: "tcp https 10.0.0.0/8" is not a rule; write it like "tcp 443 10.0.0.0/8", "udp 1000-2000 sg-0123abcd" or "all 0.0.0.0/0"`},
+		{"isolate: true\n      ingress_from: sg-1\n      egress: [tcp 2-1 10.0.0.0/8]", `g.yaml:7: profiles.f.fargate.egress: "tcp 2-1 10.0.0.0/8" is not a rule; write it like "tcp 443 10.0.0.0/8", "udp 1000-2000 sg-0123abcd" or "all 0.0.0.0/0"`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.in, func(t *testing.T) {
+			text := start + tt.in
+			for _, line := range good {
+				if key, _, _ := strings.Cut(line, ":"); !strings.HasPrefix(tt.in, key+":") {
+					text += "\n      " + line
+				}
+			}
+			_, err := parse([]byte(text+"\n"+required), "g.yaml", dir)
+			if err == nil {
+				t.Fatal("no mistake was found")
+			}
+			// One value that is wrong can make others so, which are after it.
+			if first, _, _ := strings.Cut(err.Error(), "\n"); first != tt.want && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("\n got %s\nwant %s", err, tt.want)
+			}
+		})
+	}
+	if _, err := parse([]byte("profiles:\n  f:\n    launcher: fargate\n    fargate: {account: x}\n"+required), "g.yaml", dir); err == nil ||
+		strings.Count(err.Error(), "is missing") != 3 {
+		t.Errorf("with all that is required missing: %v", err)
+	}
+}
+
+func TestEgress(t *testing.T) {
+	for in, want := range map[string]EgressRule{
+		"tcp 443 10.0.0.0/8":   {"tcp", 443, 443, "10.0.0.0/8"},
+		"udp 1000-2000 sg-1":   {"udp", 1000, 2000, "sg-1"},
+		"tcp 10.1.2.3":         {"tcp", 0, 65535, "10.1.2.3/32"},
+		"icmp fd00::/8":        {"icmp", -1, -1, "fd00::/8"},
+		"all pl-12ab":          {"-1", -1, -1, "pl-12ab"},
+		" all   0.0.0.0/0 ":    {"-1", -1, -1, "0.0.0.0/0"},
+		"tcp 443 FD00:0::/112": {"tcp", 443, 443, "fd00::/112"},
+	} {
+		if got, err := parseEgress(in); err != nil || got != want {
+			t.Errorf("%q: got %+v, %v", in, got, err)
+		}
 	}
 }
 

@@ -115,15 +115,13 @@ func (v value) profiles(profiles map[string]Profile) {
 			v.mistake("the name ctl is taken: it is how users reach their console")
 		}
 		p := defaultProfile()
-		v.mapping(map[string]func(value){
+		seen := v.mapping(map[string]func(value){
 			"launcher": func(v value) {
 				var ok bool
 				switch p.Launcher, ok = v.text(); {
-				case !ok, p.Launcher == "local":
-				case p.Launcher == "fargate":
-					v.mistake("this build has no launcher fargate, only local")
+				case !ok, p.Launcher == "local", p.Launcher == "fargate":
 				default:
-					v.mistake("%q is not a launcher; this build has local", p.Launcher)
+					v.mistake("%q is not a launcher; there are local and fargate", p.Launcher)
 				}
 			},
 			"idle":          func(v value) { p.Idle = v.duration(time.Second) },
@@ -136,7 +134,11 @@ func (v value) profiles(profiles map[string]Profile) {
 					"accept_env": func(v value) { p.Local.AcceptEnv = v.envPatterns() },
 				})
 			},
+			"fargate": func(v value) { v.fargate(&p.Fargate) },
 		})
+		if p.Launcher == "fargate" && !seen["fargate"] {
+			v.mistake("the launcher fargate needs the key fargate, with at least cluster, task_definition and subnets")
+		}
 		if p.Idle > 0 && p.MaxLife > 0 && p.MaxLife < p.Idle {
 			v.mistake("max_life (%v) is shorter than idle (%v)", p.MaxLife, p.Idle)
 		}
@@ -318,7 +320,7 @@ func (v value) mapping(fields map[string]func(value)) map[string]bool {
 		case !ok:
 			v.mistake("%s", unknown(name, fields))
 			return
-		case v.isNull() && name != "profiles" && name != "local": // empty mappings are fine
+		case v.isNull() && name != "profiles" && name != "local" && name != "fargate": // empty mappings are fine
 			v.mistake("has no value")
 		default:
 			read(v)
