@@ -27,26 +27,44 @@ const (
 // The near side is accepted only after the far side has confirmed: package ssh
 // drops data that arrives before Accept, and the first bytes of a protocol in
 // which the server speaks first would be lost.
-func (s *side) bridge(nc ssh.NewChannel) {
+func (s *side) bridge(nc ssh.NewChannel, number int) {
 	far, farReqs, err := s.far.OpenChannel(nc.ChannelType(), nc.ExtraData())
 	if err != nil {
 		reason, text := ssh.ConnectionFailed, "the other side is closing its connection"
 		if refused, ok := err.(*ssh.OpenChannelError); ok {
 			reason, text = refused.Reason, refused.Message
 		}
+		s.r.refused(Refusal{Kind: nc.ChannelType(), FromClient: s.toServer, Payload: nc.ExtraData(), Channel: -1, ByFar: true, Why: text})
 		nc.Reject(reason, text)
+		return
+	}
+	watch, err := s.watchOpen(nc, number)
+	if err != nil {
+		far.Close()
+		ssh.DiscardRequests(farReqs)
+		nc.Reject(ssh.ConnectionFailed, err.Error())
 		return
 	}
 	near, nearReqs, err := nc.Accept()
 	if err != nil { // the near side's connection has ended, and the far side's is about to
 		far.Close()
 		ssh.DiscardRequests(farReqs)
+		if watch != nil {
+			watch.End(0, 0, false)
+		}
 		return
 	}
 
-	out := &flow{side: s, to: &sink{Channel: far}, from: near, reqs: nearReqs, toServer: s.toServer}
-	back := &flow{side: s, to: &sink{Channel: near}, from: far, reqs: farReqs, toServer: !s.toServer}
+	out := &flow{side: s, to: &sink{Channel: far}, from: near, reqs: nearReqs, toServer: s.toServer, watch: watch, number: number}
+	back := &flow{side: s, to: &sink{Channel: near}, from: far, reqs: farReqs, toServer: !s.toServer, watch: watch, number: number}
 	out.reverse, back.reverse = back, out
+	if watch != nil {
+		up, down := out, back
+		if !s.toServer {
+			up, down = back, out
+		}
+		defer func() { watch.End(up.bytes.Load(), down.bytes.Load(), down.lost) }()
+	}
 	if s.toServer && nc.ChannelType() == "session" {
 		out.session, back.session = back.to, back.to
 		defer s.r.forget(back.to)
@@ -62,11 +80,22 @@ func (s *side) bridge(nc ssh.NewChannel) {
 // come from one goroutine, but stderr has writers of our own beside the bastion.
 type sink struct {
 	ssh.Channel
+	tap atomic.Pointer[tapped]
 	mu  sync.Mutex // held while writing to stderr and while sending EOF
 	eof bool
 }
 
+func (s *sink) write(p []byte) (int, error) {
+	if err := s.through(p, false); err != nil {
+		return 0, err
+	}
+	return s.Channel.Write(p)
+}
+
 func (s *sink) writeStderr(p []byte) (int, error) {
+	if err := s.through(p, true); err != nil {
+		return 0, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.eof {
@@ -91,13 +120,16 @@ type flow struct {
 	session  *sink               // the client's end, if this is a session
 	toServer bool
 	reverse  *flow
+	number   int            // of the channel
+	watch    ChannelWatcher // may be nil
 
 	queue   requests
 	streams atomic.Int32   // data and stderr, as far as they have not ended
 	all     sync.WaitGroup // everything that hands over what from has sent
 	exited  chan struct{}  // closed when the end of a session's command has been passed on, or never will be
 	lost    bool           // the session ended because the bastion did; written before exited is closed
-	moved   atomic.Int64   // grows with what is handed over: data, stderr, requests
+	bytes   atomic.Int64   // of data and stderr that have been handed over
+	passed  atomic.Int64   // requests that have been handed over
 }
 
 // carry moves all that from sends to the channel to: data, stderr, requests,
@@ -108,7 +140,7 @@ func (f *flow) carry() {
 	exit := sync.OnceFunc(func() { close(f.exited) })
 	f.streams.Store(2)
 	f.start(&f.all, func() { f.copy(f.to.writeStderr, f.from.Stderr(), make([]byte, smallBuffer)) })
-	f.start(&f.all, func() { f.copy(f.to.Write, f.from, make([]byte, smallBuffer)) })
+	f.start(&f.all, func() { f.copy(f.to.write, f.from, make([]byte, smallBuffer)) })
 
 	f.queue.flow, f.queue.exit = f, exit
 	for req := range f.reqs {
@@ -179,7 +211,7 @@ func (f *flow) hurry(handedOver <-chan struct{}) {
 			return
 		case <-tick.C:
 		}
-		now := f.moved.Load()
+		now := f.bytes.Load() + f.passed.Load()
 		if now == before {
 			f.to.Close() // what blocks ends as soon as the far side confirms
 		}
@@ -252,7 +284,7 @@ func (f *flow) copyBulk(write func([]byte) (int, error), from io.Reader) bool {
 func (f *flow) handOver(write func([]byte) (int, error), p []byte) bool {
 	for packet := range slices.Chunk(p, dry) {
 		n, err := write(packet)
-		f.moved.Add(int64(n))
+		f.bytes.Add(int64(n))
 		if err != nil {
 			return false
 		}
@@ -338,7 +370,7 @@ func (q *requests) drain() {
 
 func (q *requests) pass(req *ssh.Request) {
 	q.passRequest(req)
-	q.moved.Add(1)
+	q.passed.Add(1)
 	if req.Type == "exit-status" || req.Type == "exit-signal" {
 		q.exited = true
 		q.exit()
@@ -351,11 +383,27 @@ func (f *flow) passRequest(req *ssh.Request) {
 		return
 	}
 	if !f.r.permitsRequest(req.Type) {
+		f.r.refused(Refusal{Kind: req.Type, FromClient: f.toServer, Payload: req.Payload, Channel: f.number, Why: notPermitted(req.Type)})
 		req.Reply(false, nil)
 		return
 	}
+	if f.watch != nil {
+		taps, err := f.watch.Request(req.Type, f.toServer, req.Payload)
+		if err != nil {
+			// A client that is told of a failure leaves before it has read why.
+			req.Reply(true, nil)
+			f.end(err)
+			return
+		}
+		if taps != nil {
+			f.install(taps)
+		}
+	}
 	ok, err := f.to.SendRequest(req.Type, req.WantReply, req.Payload)
 	ok = ok && err == nil
+	if f.watch != nil && req.WantReply {
+		f.watch.Answered(req.Type, f.toServer, req.Payload, ok)
+	}
 	if req.Type == "pty-req" && f.session != nil && (ok || !req.WantReply) {
 		f.r.remember(f.session)
 	}

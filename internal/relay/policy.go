@@ -20,6 +20,22 @@ func (r *Relay) permitsChannel(kind string) (why string, ok bool) {
 	return "", true
 }
 
+// notPermitted says why permitsRequest refuses a request.
+func notPermitted(kind string) string {
+	what := kind
+	switch kind {
+	case "tcpip-forward", "streamlocal-forward@openssh.com":
+		what = "port forwarding"
+	case "pty-req":
+		what = "a terminal"
+	case "x11-req":
+		what = "X11 forwarding"
+	case "auth-agent-req@openssh.com", "agent-req":
+		what = "agent forwarding"
+	}
+	return what + " is not permitted for this key"
+}
+
 // permitsRequest says whether a global or channel request may pass.
 func (r *Relay) permitsRequest(kind string) bool {
 	p := r.Permissions

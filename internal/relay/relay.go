@@ -70,6 +70,9 @@ type Relay struct {
 	// when the bastion's connection ends by itself. Empty means nothing is.
 	Lost string
 
+	// Watch, if not nil, is told what passes and what does not.
+	Watch Watcher
+
 	Log *slog.Logger
 
 	serverGone chan struct{} // closed when the bastion's connection has ended
@@ -78,6 +81,7 @@ type Relay struct {
 	draining bool // no new channels: the connection is about to be closed
 	sessions int
 	channels int
+	opened   int                // channels that were begun so far
 	ptys     map[*sink]struct{} // the client's ends of sessions with a terminal
 	wg       sync.WaitGroup     // everything that serves a channel
 }
@@ -286,7 +290,7 @@ func (s *side) await(server <-chan Peer) (backlog []item, up Peer, gone bool) {
 				continue
 			case len(backlog) < backlogMax && size+it.size() <= backlogBytes:
 			case it.open != nil:
-				it.refuse("too many channels while the bastion is starting")
+				s.reject(it.open, ssh.ConnectionFailed, "too many channels while the bastion is starting")
 				continue
 			default:
 				// It cannot be refused before those that wait are.
@@ -368,11 +372,20 @@ func (s *side) request(req *ssh.Request) {
 		req.Reply(true, nil)
 		return
 	case !s.r.permitsRequest(req.Type):
+		s.r.refused(Refusal{Kind: req.Type, FromClient: s.toServer, Payload: req.Payload, Channel: -1, Why: notPermitted(req.Type)})
 		req.Reply(false, nil)
 		return
 	}
 	ok, payload, err := s.far.SendRequest(req.Type, req.WantReply, req.Payload)
-	req.Reply(ok && err == nil, payload)
+	ok = ok && err == nil
+	if s.r.Watch != nil {
+		if ok || !req.WantReply {
+			ok = s.r.Watch.Granted(req.Type, s.toServer, req.Payload, payload) == nil && ok
+		} else {
+			s.r.refused(Refusal{Kind: req.Type, FromClient: s.toServer, Payload: req.Payload, Channel: -1, ByFar: true})
+		}
+	}
+	req.Reply(ok, payload)
 }
 
 // answeredHere answers the requests that belong to one hop. OpenSSH's own
@@ -391,7 +404,7 @@ func answeredHere(req *ssh.Request) bool {
 func (s *side) open(it item) {
 	r, nc, kind := s.r, it.open, it.open.ChannelType()
 	if why, ok := r.permitsChannel(kind); !ok {
-		nc.Reject(ssh.Prohibited, why)
+		s.reject(nc, ssh.Prohibited, why)
 		return
 	}
 	session := kind == "session"
@@ -399,22 +412,24 @@ func (s *side) open(it item) {
 	switch {
 	case r.draining:
 		r.mu.Unlock()
-		nc.Reject(ssh.ConnectionFailed, "connection is closing")
+		s.reject(nc, ssh.ConnectionFailed, "connection is closing")
 		return
 	case session && it.late:
 		r.mu.Unlock()
-		nc.Reject(ssh.Prohibited, "no more sessions were announced")
+		s.reject(nc, ssh.Prohibited, "no more sessions were announced")
 		return
 	case session && r.sessions >= r.MaxSessions:
 		r.mu.Unlock()
-		nc.Reject(ssh.ResourceShortage, "too many sessions on this connection")
+		s.reject(nc, ssh.ResourceShortage, "too many sessions on this connection")
 		return
 	case r.channels >= r.MaxChannels:
 		r.mu.Unlock()
-		nc.Reject(ssh.ResourceShortage, "too many channels on this connection")
+		s.reject(nc, ssh.ResourceShortage, "too many channels on this connection")
 		return
 	}
 	r.channels++
+	number := r.opened
+	r.opened++
 	if session {
 		r.sessions++
 	}
@@ -431,7 +446,7 @@ func (s *side) open(it item) {
 			r.mu.Unlock()
 		}()
 		defer s.recover(kind)
-		s.bridge(nc)
+		s.bridge(nc, number)
 	}()
 }
 
