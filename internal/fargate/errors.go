@@ -69,6 +69,7 @@ var codes = map[string]error{
 	"InvalidSignatureException":                      bastion.ErrDenied,
 	"SignatureDoesNotMatch":                          bastion.ErrDenied,
 	"AuthFailure":                                    bastion.ErrDenied,
+	"SecurityGroupLimitExceeded":                     bastion.ErrQuota,
 	"ClusterNotFoundException":                       bastion.ErrConfig,
 	"PlatformUnknownException":                       bastion.ErrConfig,
 	"UnsupportedFeatureException":                    bastion.ErrConfig,
