@@ -98,9 +98,10 @@ type Conn struct {
 // StartTimeout; the start belongs to the bastion and goes on if ctx ends, so
 // that the user who gives up and comes back finds it further on.
 //
-// Notify, if not nil, is called at most once, and only if there is a start to
-// wait for: with true if this call began it, with false if it was under way
-// already. It is called on the goroutine of the caller.
+// Notify, if not nil, is called at most once, and only if there is something to
+// wait for: with true if this call began a start, with false if one was under way
+// already, or if the bastion does not answer at once. It is called on the
+// goroutine of the caller.
 //
 // Errors wrap [ErrNoProfile], one of those that say why a bastion cannot start,
 // [ErrHostKey], [ErrGone] (three bastions in a row died at once), or the
@@ -111,6 +112,12 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 	if !ok {
 		return nil, fmt.Errorf("finding the bastion of %s: %w", owner, ErrNoProfile)
 	}
+	wait := func(starting bool) {
+		if notify != nil {
+			notify(starting)
+			notify = nil
+		}
+	}
 	var last error
 	for range maxDeaths {
 		entry, err := d.Ledger.Get(ctx, owner)
@@ -119,16 +126,13 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 		}
 		if entry.State != Running {
 			b, mine := d.join(ctx, owner, profile)
-			if notify != nil {
-				notify(mine && !entry.leased())
-				notify = nil
-			}
+			wait(mine && !entry.leased())
 			if entry, err = b.wait(ctx); err != nil {
 				return nil, fmt.Errorf("starting a bastion for %s: %w", owner, err)
 			}
 		}
 
-		conn, err := d.reach(ctx, profile.Launcher, owner, entry.Task, id, patience)
+		conn, err := d.reach(ctx, profile.Launcher, owner, entry.Task, id, patience, func() { wait(false) })
 		if err == nil && entry.Task.HostKey == nil {
 			if _, err = d.record(ctx, owner, entry, conn.Task); err != nil {
 				conn.hangUp()
@@ -314,7 +318,7 @@ func (d *Dialer) launch(ctx context.Context, owner Owner, profile Profile, entry
 		// A TCP connect proves little: balancers and half-started servers
 		// accept, too. The login is as nobody, with no permissions.
 		nobody := identity.Identity{User: owner.User, Profile: owner.Profile, ConnID: "start"}
-		conn, err = d.reach(ctx, profile.Launcher, owner, task, nobody, profile.StartTimeout)
+		conn, err = d.reach(ctx, profile.Launcher, owner, task, nobody, profile.StartTimeout, func() {})
 	}
 	if err == nil {
 		conn.hangUp()
@@ -411,8 +415,9 @@ func (d *Dialer) swap(ctx context.Context, owner Owner, old, new Entry) (Entry, 
 //
 // The launcher is asked whether the task lives only when it does not answer at
 // once, and beside the attempts to connect: its answer may take a second, and
-// what ends these attempts is that the task has ended.
-func (d *Dialer) reach(ctx context.Context, launcher Launcher, owner Owner, task Task, id identity.Identity, within time.Duration) (*Conn, error) {
+// what ends these attempts is that the task has ended. Silence is called once,
+// when it has not answered at once.
+func (d *Dialer) reach(ctx context.Context, launcher Launcher, owner Owner, task Task, id identity.Identity, within time.Duration, silence func()) (*Conn, error) {
 	const retry, askEvery = 100 * time.Millisecond, time.Second
 	until := time.Now().Add(within)
 	trying, stop := context.WithCancelCause(ctx)
@@ -461,6 +466,7 @@ func (d *Dialer) reach(ctx context.Context, launcher Launcher, owner Owner, task
 		}
 		if first {
 			close(silent)
+			silence()
 		}
 		sleep(trying, retry) // its end is noticed by the next attempt
 	}

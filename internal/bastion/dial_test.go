@@ -613,6 +613,33 @@ func (n noAddress) List(ctx context.Context) ([]OwnedTask, error) {
 	return tasks, err
 }
 
+// TestSilentBastion: a user whose bastion does not answer is told that she waits.
+func TestSilentBastion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		d := newDialer(w, &Memory{})
+		mustDial(t, d, nil)
+		var notes []time.Duration
+		began := time.Now()
+		w.onDial = func(task *fakeTask) error {
+			if time.Since(began) > 5*time.Second { // what runs it has noticed its end
+				w.killIf(func(t *fakeTask) bool { return t.Generation == 1 })
+			}
+			if task.Generation == 1 {
+				return errConnRefused
+			}
+			return nil
+		}
+		if task := mustDial(t, d, func(bool) { notes = append(notes, time.Since(began)) }); task.Generation != 2 {
+			t.Errorf("generation %d", task.Generation)
+		}
+		if len(notes) != 1 || notes[0] > time.Second {
+			t.Errorf("told after %v", notes)
+		}
+	})
+}
+
 func TestSweep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
