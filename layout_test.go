@@ -16,9 +16,9 @@ const module = "github.com/sallyport-ssh/sallyport/"
 // point one way: the commands know everything; the gateway knows whom it joins;
 // what can stand alone does.
 var mayImport = map[string][]string{
-	"cmd/gateway":       {"internal/auth", "internal/bastion", "internal/config", "internal/fargate", "internal/gateway", "internal/local", "internal/oplog", "internal/wire"},
+	"cmd/gateway":       {"internal/audit", "internal/auth", "internal/bastion", "internal/config", "internal/fargate", "internal/gateway", "internal/local", "internal/oplog", "internal/record", "internal/wire"},
 	"cmd/bastion-agent": {"internal/agent", "internal/oplog", "internal/sshca"},
-	"internal/gateway":  {"internal/auth", "internal/bastion", "internal/identity", "internal/relay", "internal/wire"},
+	"internal/gateway":  {"internal/audit", "internal/auth", "internal/bastion", "internal/identity", "internal/record", "internal/relay", "internal/wire"},
 	"internal/local":    {"internal/bastion"},
 	"internal/fargate":  {"internal/bastion"},
 	"internal/bastion":  {"internal/identity", "internal/sshca"},
@@ -27,7 +27,9 @@ var mayImport = map[string][]string{
 	"internal/sshca":    {"internal/identity"},
 	"internal/auth":     {"internal/identity"},
 	"internal/identity": {}, // plain data
-	"internal/config":   {},
+	"internal/audit":    {},
+	"internal/record":   {},
+	"internal/config":   {"internal/identity"},
 	"internal/oplog":    {},
 	"internal/wire":     {},
 	"internal/sshtest":  {}, // for tests only: nothing that is shipped imports it

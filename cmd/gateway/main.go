@@ -30,6 +30,7 @@ type commandLine struct {
 	Serve   serveCmd   `cmd:"" help:"Run a gateway."`
 	Check   checkCmd   `cmd:"" help:"Say all that is wrong with a configuration, without starting anything."`
 	Demo    demoCmd    `cmd:"" help:"Run a gateway for yourself on this machine, without any configuration."`
+	Play    playCmd    `cmd:"" help:"Play the recording of a session."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
