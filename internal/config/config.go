@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport-ssh/sallyport/internal/identity"
 )
 
 // Gateway is everything the gateway's file says. Its keys are the fields' names
@@ -82,6 +84,11 @@ type Gateway struct {
 	// of a text, or "none". Default none.
 	Banner string
 
+	// Audit says where it is written down who did what, and Recordings where
+	// recordings of sessions are kept.
+	Audit      Audit
+	Recordings Recordings
+
 	// Profiles are the kinds of bastion users may ask for, by name; there is
 	// always one called "default". Names are 1 to 32 letters, digits, "-" and
 	// "_"; "ctl" is taken.
@@ -110,6 +117,9 @@ type Profile struct {
 	// StartTimeout is how long a bastion may take to become reachable. At
 	// least 1s; default 5m.
 	StartTimeout time.Duration
+	// Record says what is recorded of sessions with a terminal: in the file
+	// "none", which is the default, "output" or "input".
+	Record identity.Record
 	// Local and Fargate are for the launchers of these names.
 	Local   Local
 	Fargate Fargate
@@ -143,6 +153,9 @@ func Defaults() *Gateway {
 		ClientAliveInterval:   15 * time.Second,
 		ClientAliveCountMax:   4,
 		Drain:                 30 * time.Second,
+
+		Audit:      defaultAudit(),
+		Recordings: defaultRecordings(),
 
 		Profiles: map[string]Profile{"default": defaultProfile()},
 	}

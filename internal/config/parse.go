@@ -81,6 +81,8 @@ func parse(data []byte, file, dir string) (*Gateway, error) {
 		"version_addendum":         func(v value) { g.VersionAddendum = v.versionAddendum() },
 		"banner":                   func(v value) { g.Banner = v.banner() },
 		"profiles":                 func(v value) { v.profiles(g.Profiles) },
+		"audit":                    func(v value) { v.audit(&g.Audit) },
+		"recordings":               func(v value) { v.recordings(&g.Recordings) },
 	})
 
 	for _, required := range []struct{ key, hint string }{
@@ -127,6 +129,7 @@ func (v value) profiles(profiles map[string]Profile) {
 			"idle":          func(v value) { p.Idle = v.duration(time.Second) },
 			"max_life":      func(v value) { p.MaxLife = v.duration(time.Second) },
 			"start_timeout": func(v value) { p.StartTimeout = v.duration(time.Second) },
+			"record":        func(v value) { p.Record = v.record() },
 			"local": func(v value) {
 				v.mapping(map[string]func(value){
 					"account":    func(v value) { p.Local.Account = v.account() },

@@ -41,7 +41,20 @@ type Permissions struct {
 	PermitListen []string
 	// Environment is added to the session's, as NAME=value.
 	Environment []string
+
+	// Record says what is recorded of sessions; the profile may ask for more.
+	Record Record
 }
+
+// A Record says what is recorded of sessions with a terminal. Each value
+// includes those before it, so of two the greater is the stricter.
+type Record int
+
+const (
+	RecordNone   Record = iota
+	RecordOutput        // what the user is shown
+	RecordInput         // what she types, passwords too
+)
 
 // AllowAll is what a key without options may do.
 func AllowAll() Permissions {
