@@ -1,10 +1,12 @@
-// Package auth decides who may log in as whom, and what the login may do, from
-// a folder of authorized_keys files: one per user, named as the user, in the
-// format of sshd(8), AUTHORIZED_KEYS FILE FORMAT.
+// Package auth decides who may log in as whom, and what the login may do: by a
+// folder of authorized_keys files, one per user, named as the user, in the
+// format of sshd(8), AUTHORIZED_KEYS FILE FORMAT; by certificates of authorities
+// that are trusted; and by a command or a web server that is asked for a user's
+// keys. A list of revoked keys goes before all of them.
 //
 // What this package does not understand or cannot enforce, it refuses. A line
 // with a mistake, an unknown option or one that is not honoured here lets
-// nobody in, and harms no other line. [Check] lists such lines for the
+// nobody in, and harms no other line. [Keys.Check] lists such lines for the
 // operator; [Keys] also logs them once for every change of the file.
 //
 // # Changing keys while the gateway runs
@@ -12,8 +14,19 @@
 // Files are looked at again for every login, so a change counts at once.
 // Writers should make a new file and rename it over the old one: a reader then
 // sees either the old file or the new one. A file that is rewritten in place is
-// safe too (a cut-off line is no key, and a file that changes while it is read
-// is read again), but while it is empty its user cannot log in.
+// safe too: a cut-off line is no key, a file that changes while it is read is
+// read again, and one that has just become empty or ends within a line is looked
+// at again a moment later before anybody is refused by it.
+//
+// [Keys.Recheck] says of a login that is going on whether it would still be let
+// in.
+//
+// # Strangers
+//
+// A key that is only offered costs a look at some files, and the check of a
+// signature if it is a certificate of a trusted authority. A command or a web
+// server is asked only if the files do not have the key; see lookup.go for how
+// often a stranger can cause that.
 package auth
 
 import (
@@ -21,19 +34,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ssh"
-	"golang.org/x/sys/unix"
 
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 )
@@ -42,83 +53,272 @@ const (
 	maxFile = 1 << 20 // bytes of one user's keys
 	maxLine = 8 << 10 // as sshd(8) says
 	maxUser = 64      // bytes of a user name
-
-	// maxCached bounds the memory for files that were read before. Only users
-	// who have a file take a place.
-	maxCached = 1024
-
-	// settled is how old the last change of a file must be before a read of it
-	// is worth keeping. File systems date changes in steps of some
-	// milliseconds, or of 2 s on old ones, so a younger file may change again
-	// without looking different.
-	settled = 3 * time.Second
 )
 
-// Keys lets people in by the files in Dir. It is safe for concurrent use, must
-// not be copied after its first use, and its methods touch nothing but those
-// files.
+var (
+	// ErrExpired is why a key or a certificate that was good is so no more.
+	ErrExpired = errors.New("expired")
+	// ErrUndecided is why a login is refused when what it depends on cannot be
+	// read: neither yes nor no is known. It is no reason to end a login that
+	// is going on.
+	ErrUndecided = errors.New("not known")
+)
+
+// undecided makes an error ErrUndecided.
+type undecided struct{ error }
+
+func (u undecided) Unwrap() []error { return []error{u.error, ErrUndecided} }
+
+// The settings by which somebody may get in, as grants and messages name them.
+const (
+	sourceDir     = "authorized_keys_dir"
+	sourceCA      = "trusted_user_ca_keys"
+	sourceCommand = "authorized_keys_command"
+	sourceURL     = "authorized_keys_url"
+)
+
+// Keys lets people in. It is safe for concurrent use, must not be copied after
+// its first use, and its fields must not be changed then. What sshd_config(5)
+// has too means what it means there.
 type Keys struct {
-	// Dir holds one authorized_keys file per user. Like every file in it, it
-	// must belong to root or to the user the gateway runs as, and be writable
-	// by its owner only.
+	// Dir holds one authorized_keys file per user. Like every file in it, and
+	// like all other files that are named here, it must belong to root or to
+	// the user the gateway runs as, and be writable by its owner only.
 	Dir string
+
+	// TrustedUserCAKeys are the paths of files of public keys, one a line:
+	// the authorities whose certificates let in the users that they name as
+	// principals. A certificate without principals lets nobody in.
+	TrustedUserCAKeys []string
+	// AuthorizedPrincipalsDir, if not empty, holds a file for each user with
+	// the principals that may log in as her by such a certificate, in the
+	// format of AuthorizedPrincipalsFile; the user's own name is not among
+	// them unless the file has it.
+	AuthorizedPrincipalsDir string
+	// RevokedKeys, if not empty, is the path of keys that let nobody in: a
+	// list of public keys, one a line, or a key revocation list of
+	// ssh-keygen(1). If it cannot be read, everybody is refused.
+	RevokedKeys string
+
+	// Command, if not empty, is a program and its arguments that prints the
+	// authorized keys of a user, and CommandUser the account it runs as. See
+	// command.go for the tokens that it may contain.
+	Command     []string
+	CommandUser string
+	// URL, if not empty, is where to get the authorized keys of a user; %u in
+	// it stands for her name. It must begin with https, or name this machine.
+	URL string
+	// LookupTimeout is how long Command and URL may take; zero means 10 s.
+	// LookupCache is how long an answer counts, zero meaning a minute, and
+	// LookupStale how long that of URL counts when none can be had any more,
+	// zero meaning 10 minutes.
+	LookupTimeout, LookupCache, LookupStale time.Duration
+
 	// Log, if not nil, is told what is wrong with the files: once for every
 	// change.
 	Log *slog.Logger
 
-	mu    sync.Mutex
-	files map[string]*keyFile // by user
-	said  map[string]string   // by user, "" for Dir: what was last logged
+	keys       cache[*keyFile]        // by user
+	principals cache[[]principalLine] // by user
+	cas        cache[map[string]int]  // by path: lines by key
+	revoked    cache[*revocations]    // by path
+	// revokedBefore is what was revoked before the file changed last.
+	revokedBefore atomic.Pointer[document[*revocations]]
+	lookups       []*lookup // made once
+	once          sync.Once // for lookups
+	mu            sync.Mutex
+	said          map[[2]string]string // by what and user: what was last logged
+	shared        []state              // of the files that are not one user's
+	sharedAt      time.Time            // when that was
 }
 
-// A Grant is what one line of authorized_keys gives to who proves its key.
+// A Grant is what a line of authorized_keys gives to who proves its key, or a
+// certificate to who proves the key in it.
 type Grant struct {
 	identity.Permissions
 	// NoTouchRequired waives the touch of a FIDO key. It must reach
 	// golang.org/x/crypto/ssh as the extension "no-touch-required" of
 	// ssh.Permissions, or that package insists on the touch.
 	NoTouchRequired bool
-	// Expires is the moment after which the line is good for nothing; zero
+	// Expires is the moment after which the grant is good for nothing; zero
 	// means never. Sessions that are open then are the caller's business.
 	Expires time.Time
-	// Line is where the grant was found, as "alice:3". It is for logs.
-	Line string
-	// Principals are those of the certificate by which the login came in;
-	// empty for a plain key.
+
+	// Key is the SHA-256 fingerprint of the key, as ssh-keygen -l prints it:
+	// for a certificate that of the key in it.
+	Key string
+	// CertKeyID, CertSerial and Principals are the certificate's, and CAKey
+	// is the fingerprint of the key that signed it. They are empty for a
+	// plain key.
+	CertKeyID  string
+	CertSerial uint64
+	CAKey      string
 	Principals []string
+
+	// Source is the setting by which the login came in, such as
+	// "authorized_keys_dir", and Line is where in that, such as "alice:3" or
+	// "ca.pub:1". They are for logs.
+	Source, Line string
+
+	basis basis
+}
+
+// An attempt is somebody who would like to log in.
+type attempt struct {
+	user string
+	key  ssh.PublicKey    // which may be cert
+	cert *ssh.Certificate // nil for a plain key
+	from netip.Addr
+	now  time.Time
+
+	// What signed says, once it was asked.
+	signatureKnown bool
+	signatureErr   error
 }
 
 // Authorize says what the owner of key may do as user, when coming from the
 // address from at the time now. The first line with that key whose from and
 // expiry-time options fit decides, as with sshd.
 //
-// It has no effect other than filling a cache, and costs a user who does not
+// It has no effect other than filling caches, and costs a user who does not
 // exist the same steps as one who does, so it may be asked about keys that are
-// offered and not proven. The error is for the operator's log, not for the user.
+// offered and not proven. It may take as long as LookupTimeout. The error is for
+// the operator's log, not for the user.
 func (k *Keys) Authorize(user string, key ssh.PublicKey, from netip.Addr, now time.Time) (Grant, error) {
+	return k.authorize(user, key, from, now, waiting)
+}
+
+// effort is how far a decision goes.
+type effort int
+
+const (
+	waiting      effort = iota // ask everybody, and wait for the answers
+	inBackground               // take the answers that are there, and ask for others
+	filesOnly                  // ask nobody
+)
+
+func (k *Keys) authorize(user string, key ssh.PublicKey, from netip.Addr, now time.Time, effort effort) (Grant, error) {
 	if !validUser(user) {
 		return Grant{}, errors.New("not a possible user name")
 	}
-	if _, ok := key.(*ssh.Certificate); ok {
-		return Grant{}, errors.New("a certificate, where only plain keys are accepted")
+	// Looked at before anything is read, so that what changes meanwhile is
+	// seen to have changed.
+	basis := k.look(user)
+	a := &attempt{user: user, key: key, from: from, now: now}
+	a.cert, _ = key.(*ssh.Certificate)
+	if err := a.checkForm(); err != nil {
+		return Grant{}, err
 	}
-	file, err := k.file(user)
+	if err := k.checkRevoked(a); err != nil {
+		return Grant{}, err
+	}
+	g, err := k.decide(a, effort, &basis)
 	if err != nil {
 		return Grant{}, err
 	}
-	refusal := fmt.Errorf("no line of %s's authorized keys has this key", user)
-	for _, e := range file.entries[string(key.Marshal())] {
-		at := fmt.Sprintf("%s:%d", user, e.line)
-		switch {
-		case e.from != nil && !e.from.match(from):
-			refusal = fmt.Errorf("%s: the key may not be used from %v", at, from)
-		case !e.expires.IsZero() && now.After(e.expires):
-			refusal = fmt.Errorf("%s: the key expired at %s", at, e.expires.Format(time.RFC3339))
-		default:
-			return e.grant(at), nil
+	g.basis = basis
+	g.Key = ssh.FingerprintSHA256(a.plainKey())
+	return g, nil
+}
+
+// decide asks one source after the other. The first that knows the key, or the
+// authority of the certificate, has the last word, but for certificates: those
+// of TrustedUserCAKeys may still be let in by the user's own file, as with sshd.
+func (k *Keys) decide(a *attempt, effort effort, basis *basis) (Grant, error) {
+	var refusal error
+	if a.cert != nil {
+		g, known, err := k.byTrustedCA(a)
+		if known && err == nil {
+			return g, nil
 		}
+		refusal = err
+	}
+	g, known, err := k.byDir(a)
+	switch {
+	case known && err == nil:
+		return g, nil
+	case refusal != nil: // the better reason
+		return Grant{}, refusal
+	case known || errors.Is(err, ErrUndecided):
+		return Grant{}, err
+	}
+	refusal = err
+	if effort == filesOnly {
+		return Grant{}, refusal
+	}
+	for _, l := range k.outside() {
+		file, until, err := l.ask(a.user, a.key, a.from, effort == waiting)
+		if err != nil {
+			refusal = err
+			continue
+		}
+		g, known, err := file.match(a)
+		if !known {
+			continue
+		}
+		if err != nil {
+			return Grant{}, err
+		}
+		g.Source = l.setting
+		basis.until = until
+		return g, nil
 	}
 	return Grant{}, refusal
+}
+
+// checkForm refuses keys of a kind that nobody may use.
+func (a *attempt) checkForm() error {
+	if a.cert == nil {
+		return nil // only keys that are in a file get in, and those were checked
+	}
+	if a.cert.CertType != ssh.UserCert {
+		return errors.New("a certificate that is not for users")
+	}
+	return checkKey(a.cert.Key)
+}
+
+// plainKey is the key, without a certificate around it.
+func (a *attempt) plainKey() ssh.PublicKey {
+	if a.cert != nil {
+		return a.cert.Key
+	}
+	return a.key
+}
+
+// byDir asks the user's file in Dir.
+func (k *Keys) byDir(a *attempt) (Grant, bool, error) {
+	for tries := 0; ; tries++ {
+		d, err := k.file(a.user)
+		if err != nil {
+			return Grant{}, false, err
+		}
+		if d == nil {
+			return Grant{}, false, a.unknown()
+		}
+		g, known, err := d.text.match(a)
+		if err == nil {
+			g.Source = sourceDir
+			return g, true, nil
+		}
+		// Whoever writes the file in place will have done so in a moment.
+		if !d.halfWritten() || tries == 3 {
+			return g, known, err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// file returns the user's keys as they are on disk at this moment, or nil.
+func (k *Keys) file(user string) (*document[*keyFile], error) {
+	return userFile(k, &k.keys, k.Dir, "authorized keys", user, parseFile)
+}
+
+// unknown is what nobody says to an attempt.
+func (a *attempt) unknown() error {
+	if a.cert != nil {
+		return fmt.Errorf("nothing trusts the authority of this certificate for %s", a.user)
+	}
+	return fmt.Errorf("no line of %s's authorized keys has this key", a.user)
 }
 
 // validUser says whether name may become part of a path. It is what
@@ -139,164 +339,22 @@ func validUser(name string) bool {
 	return true
 }
 
-// A keyFile is one user's file as it was read. It does not change.
+// A keyFile is the lines of one user's keys.
 type keyFile struct {
-	state    state
-	readAt   time.Time
-	entries  map[string][]entry // by the key's wire format, in the order of the file
-	problems []error
-}
-
-// state tells two versions of a file apart, and says who may write it.
-type state struct {
-	dev, ino     uint64
-	size         int64
-	mtime, ctime int64 // ns
-	mode, uid    uint32
-}
-
-// file returns the user's keys as they are on disk at this moment. A user
-// without a file has no keys, and that is no error.
-func (k *Keys) file(user string) (*keyFile, error) {
-	k.mu.Lock()
-	cached := k.files[user]
-	k.mu.Unlock()
-
-	root, err := openDir(k.Dir)
-	if err != nil {
-		k.report("", []error{err})
-		return nil, err
-	}
-	defer root.Close()
-	k.report("", nil)
-
-	file, err := readKeys(root, user, cached)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		k.forget(user)
-		return &keyFile{}, nil
-	case err != nil:
-		k.report(user, []error{err})
-		return nil, err
-	case file == cached:
-		return file, nil
-	}
-	k.report(user, file.problems)
-	k.keep(user, file)
-	return file, nil
-}
-
-// openDir opens the folder of keys after checking who may write to it: whoever
-// may, can rename one user's file to another's.
-func openDir(dir string) (*os.Root, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, fmt.Errorf("opening the authorized keys: %w", err)
-	}
-	f, err := root.Open(".")
-	if err != nil {
-		root.Close()
-		return nil, fmt.Errorf("opening the authorized keys: %w", err)
-	}
-	defer f.Close()
-	s, err := stat(f)
-	if err == nil {
-		err = s.checkOwner(dir)
-	}
-	if err != nil {
-		root.Close()
-		return nil, err
-	}
-	return root, nil
-}
-
-// readKeys returns cached if the file is still the one that was cached, and
-// else reads and parses it.
-func readKeys(root *os.Root, user string, cached *keyFile) (*keyFile, error) {
-	path := filepath.Join(root.Name(), user)
-	// O_NONBLOCK, so that a FIFO in the folder blocks nobody.
-	f, err := root.OpenFile(user, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", path, err)
-	}
-	defer f.Close()
-	before, err := stat(f)
-	if err != nil {
-		return nil, err
-	}
-	for range 10 {
-		if before.mode&unix.S_IFMT != unix.S_IFREG {
-			return nil, fmt.Errorf("%s: not a regular file", path)
-		}
-		if err := before.checkOwner(path); err != nil {
-			return nil, err
-		}
-		if cached != nil && cached.state == before && cached.settled() {
-			return cached, nil
-		}
-		if before.size > maxFile {
-			return nil, fmt.Errorf("%s: longer than %d bytes", path, maxFile)
-		}
-		now := time.Now()
-		data := make([]byte, before.size+1) // one more, to see that it has grown
-		n, err := f.ReadAt(data, 0)
-		if err != nil && err != io.EOF {
-			return nil, fmt.Errorf("reading the authorized keys: %w", err)
-		}
-		after, err := stat(f)
-		if err != nil {
-			return nil, err
-		}
-		// Half of one version and half of another must not join to a line
-		// that was never written.
-		if before == after && int64(n) == after.size {
-			file := parseFile(path, data[:n])
-			file.state, file.readAt = after, now
-			return file, nil
-		}
-		before = after
-	}
-	return nil, fmt.Errorf("%s: changes faster than it can be read", path)
-}
-
-// settled says whether the file cannot have changed since without its state
-// changing too.
-func (f *keyFile) settled() bool {
-	return f.readAt.Sub(time.Unix(0, f.state.ctime)) >= settled
-}
-
-func stat(f *os.File) (state, error) {
-	var s unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &s); err != nil {
-		return state{}, fmt.Errorf("looking at %s: %w", f.Name(), err)
-	}
-	return state{
-		dev: uint64(s.Dev), ino: uint64(s.Ino), size: s.Size,
-		mtime: s.Mtim.Nano(), ctime: s.Ctim.Nano(),
-		mode: uint32(s.Mode), uid: s.Uid,
-	}, nil
-}
-
-// checkOwner is what sshd's StrictModes checks.
-func (s state) checkOwner(path string) error {
-	if s.uid != 0 && s.uid != uint32(os.Geteuid()) {
-		return fmt.Errorf("%s: belongs to uid %d, and must belong to root or to uid %d; nobody gets in by it", path, s.uid, os.Geteuid())
-	}
-	if s.mode&0o022 != 0 {
-		return fmt.Errorf("%s: mode %04o lets others write to it; nobody gets in by it until chmod go-w", path, s.mode&0o7777)
-	}
-	return nil
+	name    string             // for logs
+	entries map[string][]entry // by the key's wire format, in the order of the file
 }
 
 // parseFile parses every line, and keeps those without a mistake.
-func parseFile(path string, data []byte) *keyFile {
-	f := &keyFile{entries: make(map[string][]entry)}
+func parseFile(path string, data []byte) (*keyFile, []error, error) {
+	f := &keyFile{name: filepath.Base(path), entries: make(map[string][]entry)}
+	var problems []error
 	n := 0
 	for line := range bytes.SplitSeq(data, []byte("\n")) {
 		n++
 		e, err := parseLine(string(line), time.Local)
 		if err != nil {
-			f.problems = append(f.problems, fmt.Errorf("%s:%d: %w", path, n, err))
+			problems = append(problems, fmt.Errorf("%s:%d: %w", path, n, err))
 			continue
 		}
 		if e.key == nil {
@@ -306,34 +364,64 @@ func parseFile(path string, data []byte) *keyFile {
 		blob := string(e.key.Marshal())
 		f.entries[blob] = append(f.entries[blob], e)
 	}
-	return f
+	return f, problems, nil
 }
 
-func (k *Keys) keep(user string, f *keyFile) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.files == nil {
-		k.files = make(map[string]*keyFile)
+// match finds the first line that lets the attempt in. known says whether there
+// is one for its key, or for the authority of its certificate, at all.
+func (f *keyFile) match(a *attempt) (g Grant, known bool, err error) {
+	key := a.key
+	if a.cert != nil {
+		key = a.cert.SignatureKey
 	}
-	if _, ok := k.files[user]; !ok && len(k.files) >= maxCached {
-		for other := range k.files { // any one: it is only read again
-			delete(k.files, other)
-			break
+	err = a.unknown()
+	for _, e := range f.entries[string(key.Marshal())] {
+		if e.authority != (a.cert != nil) {
+			continue
 		}
+		at := fmt.Sprintf("%s:%d", f.name, e.line)
+		known = true
+		if a.cert != nil {
+			g, err = a.byCertificate(&e.options, e.principals)
+		} else {
+			g, err = e.grant(a)
+		}
+		if err == nil {
+			g.Line = at
+			return g, true, nil
+		}
+		err = fmt.Errorf("%s: %w", at, err)
 	}
-	k.files[user] = f
+	return Grant{}, known, err
 }
 
-func (k *Keys) forget(user string) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	delete(k.files, user)
-	delete(k.said, user)
+// check says whether the options let the attempt in at all.
+func (o *options) check(a *attempt) error {
+	switch {
+	case o.from != nil && !o.from.match(a.from):
+		return fmt.Errorf("the key may not be used from %v", a.from)
+	case !o.expires.IsZero() && a.now.After(o.expires):
+		return fmt.Errorf("the key %w at %s", ErrExpired, o.expires.Format(time.RFC3339))
+	}
+	return nil
 }
 
-// report logs what is wrong with a user's file, or with Dir if user is empty,
-// unless that was the last thing said about it.
-func (k *Keys) report(user string, problems []error) {
+// grant is what the options give to who proves the key, for the caller to keep
+// and change.
+func (o *options) grant(a *attempt) (Grant, error) {
+	if err := o.check(a); err != nil {
+		return Grant{}, err
+	}
+	p := o.permissions
+	p.PermitOpen = slices.Clone(p.PermitOpen)
+	p.PermitListen = slices.Clone(p.PermitListen)
+	p.Environment = slices.Clone(p.Environment)
+	return Grant{Permissions: p, NoTouchRequired: o.noTouch, Expires: o.expires}, nil
+}
+
+// report logs what is wrong with the file of that name, a user or a path, or
+// with the folder if name is empty, unless that was the last thing said about it.
+func (k *Keys) report(what, name string, problems []error) {
 	if k.Log == nil {
 		return
 	}
@@ -341,45 +429,91 @@ func (k *Keys) report(user string, problems []error) {
 	if len(problems) > 0 {
 		all = errors.Join(problems...).Error()
 	}
+	id := [2]string{what, name}
 	k.mu.Lock()
-	news := k.said[user] != all
+	news := k.said[id] != all
 	switch {
 	case all == "":
-		delete(k.said, user)
+		delete(k.said, id)
 	case news:
 		if k.said == nil || len(k.said) >= maxCached {
-			k.said = make(map[string]string)
+			k.said = make(map[[2]string]string)
 		}
-		k.said[user] = all
+		k.said[id] = all
 	}
 	k.mu.Unlock()
 	if !news {
 		return
 	}
+	level := slog.LevelWarn
+	if what == whatRevoked {
+		level = slog.LevelError // nobody gets in
+	}
+	user := slog.String("user", name)
+	if !validUser(name) {
+		user = slog.Attr{} // the errors have the path
+	}
 	// A file may hold thousands of mistakes; Check lists all.
 	for i, err := range problems {
 		if i == 20 {
-			k.Log.LogAttrs(context.Background(), slog.LevelWarn, "more lines of authorized keys refused",
-				slog.String("user", user), slog.Int("count", len(problems)-i))
+			k.Log.LogAttrs(context.Background(), level, "more lines of "+what+" refused", user, slog.Int("count", len(problems)-i))
 			break
 		}
-		k.Log.LogAttrs(context.Background(), slog.LevelWarn, "authorized keys refused",
-			slog.String("user", user), slog.Any("err", err))
+		k.Log.LogAttrs(context.Background(), level, what+" refused", user, slog.Any("err", err))
 	}
+}
+
+// Check returns all that is wrong with the files that k's fields name: first
+// that of the authorized keys as the function [Check] does, then the rest.
+// Nothing is run and nobody is asked.
+func (k *Keys) Check() []error {
+	problems := Check(k.Dir)
+	add := func(more []error, err error) {
+		problems = append(problems, more...)
+		if err != nil {
+			problems = append(problems, err)
+		}
+	}
+	for _, path := range k.TrustedUserCAKeys {
+		d, err := readFile(path, maxFile, nil, parseCAKeys)
+		if err == nil {
+			add(d.problems, nil)
+		} else {
+			add(nil, err)
+		}
+	}
+	if k.AuthorizedPrincipalsDir != "" {
+		add(checkDir(k.AuthorizedPrincipalsDir, "authorized principals", parsePrincipals), nil)
+	}
+	if k.RevokedKeys != "" {
+		_, err := readFile(k.RevokedKeys, maxRevoked, nil, parseRevocations)
+		add(nil, err)
+	}
+	if len(k.Command) > 0 {
+		_, err := k.command()
+		add(nil, err)
+	}
+	if k.URL != "" {
+		_, err := expandURL(k.URL, "user")
+		add(nil, err)
+	}
+	return problems
 }
 
 // Check returns all that is wrong with the authorized keys in dir, in the order
 // of the files' names, each as "path:line: reason" or "path: reason". Files
 // whose name starts with a dot are nobody's keys and are passed over.
-func Check(dir string) []error {
-	root, err := openDir(dir)
+func Check(dir string) []error { return checkDir(dir, "authorized keys", parseFile) }
+
+func checkDir[T any](dir, what string, parse parser[T]) []error {
+	root, err := openDir(dir, what)
 	if err != nil {
 		return []error{err}
 	}
 	defer root.Close()
 	files, err := fs.ReadDir(root.FS(), ".")
 	if err != nil {
-		return []error{fmt.Errorf("listing the authorized keys: %w", err)}
+		return []error{fmt.Errorf("listing the %s: %w", what, err)}
 	}
 	var problems []error
 	for _, f := range files {
@@ -391,21 +525,12 @@ func Check(dir string) []error {
 			problems = append(problems, fmt.Errorf("%s: the file's name is not a possible user name, so nobody gets in by it", filepath.Join(dir, name)))
 			continue
 		}
-		file, err := readKeys(root, name, nil)
+		d, err := readIn(root, name, maxFile, nil, parse)
 		if err != nil {
 			problems = append(problems, err)
 			continue
 		}
-		problems = append(problems, file.problems...)
+		problems = append(problems, d.problems...)
 	}
 	return problems
-}
-
-// grant is the entry's for the caller to keep and change.
-func (e entry) grant(at string) Grant {
-	p := e.permissions
-	p.PermitOpen = slices.Clone(p.PermitOpen)
-	p.PermitListen = slices.Clone(p.PermitListen)
-	p.Environment = slices.Clone(p.Environment)
-	return Grant{Permissions: p, NoTouchRequired: e.noTouch, Expires: e.expires, Line: at}
 }

@@ -210,9 +210,9 @@ func settle(t *testing.T, k *Keys, user string) {
 	if _, err := k.file(user); err != nil {
 		t.Fatal(err)
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.files[user].readAt = time.Now().Add(2 * settled)
+	k.keys.mu.Lock()
+	defer k.keys.mu.Unlock()
+	k.keys.files[user].readAt = time.Now().Add(2 * settled)
 }
 
 func TestChanges(t *testing.T) {
@@ -273,8 +273,8 @@ func TestChanges(t *testing.T) {
 			t.Fatal(err)
 		}
 		may(false, false)
-		if len(k.files) != 0 {
-			t.Errorf("%d users are remembered", len(k.files))
+		if len(k.keys.files) != 0 {
+			t.Errorf("%d users are remembered", len(k.keys.files))
 		}
 	})
 	t.Run("folder removed", func(t *testing.T) {
@@ -295,8 +295,8 @@ func TestStrangersLeaveNothing(t *testing.T) {
 			t.Fatal("let in")
 		}
 	}
-	if len(k.files)+len(k.said) != 0 {
-		t.Errorf("%d files and %d messages are remembered", len(k.files), len(k.said))
+	if len(k.keys.files)+len(k.said) != 0 {
+		t.Errorf("%d files and %d messages are remembered", len(k.keys.files), len(k.said))
 	}
 }
 

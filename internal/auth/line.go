@@ -99,16 +99,24 @@ func parseKey(typ, blob string) (ssh.PublicKey, error) {
 	if key.Type() != typ {
 		return nil, fmt.Errorf("the line says %s, but the key in it is of type %s", typ, quote(key.Type()))
 	}
+	if err := checkKey(key); err != nil {
+		return nil, err
+	}
+	return key, nil
+}
+
+// checkKey refuses keys that are too weak, or too strong.
+func checkKey(key ssh.PublicKey) error {
 	if key, ok := key.(ssh.CryptoPublicKey); ok {
 		if key, ok := key.CryptoPublicKey().(*rsa.PublicKey); ok {
 			// Below, a key can be factored; above, it costs us more time to
 			// check a signature than a stranger should be able to ask for.
 			if n := key.N.BitLen(); n < 2048 || n > 8192 {
-				return nil, fmt.Errorf("RSA keys of %d bits are not accepted, only 2048 to 8192", n)
+				return fmt.Errorf("RSA keys of %d bits are not accepted, only 2048 to 8192", n)
 			}
 		}
 	}
-	return key, nil
+	return nil
 }
 
 // options are what stands before the key.
@@ -117,6 +125,8 @@ type options struct {
 	noTouch     bool
 	expires     time.Time // zero: never
 	from        patterns  // nil: from anywhere
+	authority   bool      // the key signs certificates, and does not log in itself
+	principals  []string  // which they must name; nil: the user
 }
 
 // parseOptions parses the options that line begins with, up to the first blank
@@ -153,6 +163,9 @@ func parseOptions(line string, loc *time.Location) (o options, rest string, err 
 		}
 		switch {
 		case line == "", line[0] == ' ', line[0] == '\t':
+			if p.principals != nil && !p.authority {
+				return options{}, "", errors.New(`option "principals": restricts nothing without cert-authority, so the line is refused`)
+			}
 			return p.options, strings.TrimLeft(line, " \t"), nil
 		case line[0] == ',':
 			line = line[1:]
@@ -232,7 +245,7 @@ func (p *optionParser) flag(name string) error {
 		if negated {
 			return errUnknown
 		}
-		return errors.New("certificate authorities are not accepted in authorized keys, so the line is refused")
+		p.authority = true
 	case "command", "from", "expiry-time", "environment", "permitopen", "permitlisten", "principals", "tunnel":
 		if negated {
 			return errUnknown
@@ -288,7 +301,15 @@ func (p *optionParser) value(name, value string) error {
 		}
 		p.permissions.PermitListen = append(p.permissions.PermitListen, spec)
 	case "principals":
-		return errors.New("belongs to certificate authorities, which are not accepted in authorized keys, so the line is refused")
+		if err := p.once(name); err != nil {
+			return err
+		}
+		for principal := range strings.SplitSeq(value, ",") {
+			if principal == "" {
+				return errors.New("a principal is empty")
+			}
+			p.principals = append(p.principals, principal)
+		}
 	case "tunnel":
 		return errors.New("tunnel devices are not forwarded here, so the line is refused")
 	default:

@@ -99,9 +99,14 @@ func TestParseOptions(t *testing.T) {
 
 		// What is not honoured is refused.
 		{in: `verify-required`, wantErr: `option "verify-required": cannot be enforced`},
-		{in: `cert-authority`, wantErr: `option "cert-authority": certificate authorities are not accepted`},
-		{in: `cert-authority,principals="a"`, wantErr: `certificate authorities are not accepted`},
-		{in: `principals="a,b"`, wantErr: `option "principals": belongs to certificate authorities`},
+		{in: `cert-authority`, want: options{permissions: all, authority: true}},
+		{in: `principals="a,b c",Cert-Authority`, want: options{permissions: all, authority: true, principals: []string{"a", "b c"}}},
+		{in: `cert-authority="x"`, wantErr: `takes no value`},
+		{in: `principals="a,b"`, wantErr: `option "principals": restricts nothing without cert-authority`},
+		{in: `cert-authority,principals="a",principals="b"`, wantErr: `given more than once`},
+		{in: `cert-authority,principals=""`, wantErr: `a principal is empty`},
+		{in: `cert-authority,principals="a,,b"`, wantErr: `a principal is empty`},
+		{in: `cert-authority,principals=estragon`, wantErr: `must stand in double quotes`},
 		{in: `tunnel="0"`, wantErr: `option "tunnel": tunnel devices are not forwarded here`},
 		{in: `tunnel="any"`, wantErr: `tunnel devices`},
 		{in: `shiny`, wantErr: `option "shiny": not known here`},
