@@ -58,11 +58,12 @@ func (s *side) bridge(nc ssh.NewChannel, number int) {
 	out := &flow{side: s, to: &sink{Channel: far}, from: near, reqs: nearReqs, toServer: s.toServer, watch: watch, number: number}
 	back := &flow{side: s, to: &sink{Channel: near}, from: far, reqs: farReqs, toServer: !s.toServer, watch: watch, number: number}
 	out.reverse, back.reverse = back, out
+	up, down := out, back
+	if !s.toServer {
+		up, down = back, out
+	}
+	defer s.r.enlist(up, nc.ChannelType(), s.toServer)()
 	if watch != nil {
-		up, down := out, back
-		if !s.toServer {
-			up, down = back, out
-		}
 		defer func() { watch.End(up.bytes.Load(), down.bytes.Load(), down.lost) }()
 	}
 	if s.toServer && nc.ChannelType() == "session" {
@@ -153,7 +154,7 @@ func (f *flow) carry() {
 		f.start(&hurry, func() { f.hurry(handedOver) })
 	}
 	f.queue.settle()
-	if f.holdsEOF() && !f.queue.exited && f.r.Lost != "" {
+	if f.holdsEOF() && !f.queue.exited && f.r.lostText() != "" {
 		f.lost = f.serverLost()
 	}
 	exit()
@@ -184,7 +185,7 @@ func (f *flow) streamEnded() {
 	if f.holdsEOF() {
 		<-f.exited
 		if f.lost {
-			f.to.writeStderr([]byte("\r\n" + f.r.Lost + "\r\n"))
+			f.to.writeStderr([]byte("\r\n" + f.r.lostText() + "\r\n"))
 		}
 	}
 	f.to.closeWrite()
@@ -404,8 +405,11 @@ func (f *flow) passRequest(req *ssh.Request) {
 	if f.watch != nil && req.WantReply {
 		f.watch.Answered(req.Type, f.toServer, req.Payload, ok)
 	}
-	if req.Type == "pty-req" && f.session != nil && (ok || !req.WantReply) {
-		f.r.remember(f.session)
+	if f.session != nil && f.toServer && (ok || !req.WantReply) {
+		if req.Type == "pty-req" {
+			f.r.remember(f.session)
+		}
+		f.r.runs(f, req)
 	}
 	req.Reply(ok, nil)
 }

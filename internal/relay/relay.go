@@ -83,7 +83,12 @@ type Relay struct {
 	channels int
 	opened   int                // channels that were begun so far
 	ptys     map[*sink]struct{} // the client's ends of sessions with a terminal
+	carried  map[*flow]*Channel // the channels that are open, by their flow to the bastion
 	wg       sync.WaitGroup     // everything that serves a channel
+
+	toBastion, toClient int64 // bytes of the channels that have ended
+
+	expected atomic.Pointer[string] // see Expect
 }
 
 const (
