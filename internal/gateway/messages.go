@@ -29,6 +29,8 @@ func userMessage(err error, ref string) string {
 		return "There is no bastion of that name for you. What comes after the + in the user name must be a profile; leave it out for the usual one."
 	case errors.Is(err, bastion.ErrHostKey):
 		return withRef("Something that is not your bastion answered in its place, so you were not connected to it. Please tell your administrator at once.", ref)
+	case errors.Is(err, errForcedCommand):
+		return "This key may run one command only, so it does not open the console. Use another of your keys."
 	case errors.Is(err, bastion.ErrCapacity):
 		return withRef("AWS has no room for your bastion right now. Please try again in a minute.", ref)
 	case errors.Is(err, bastion.ErrQuota):
