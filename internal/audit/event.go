@@ -84,6 +84,8 @@ type Event struct {
 	Channel *int   `json:"channel,omitempty"` // number of the channel on the connection
 	PTY     *PTY   `json:"pty,omitempty"`
 	Command string `json:"command,omitempty"`
+	// ForcedCommand runs in place of it, by the rules of the login.
+	ForcedCommand string `json:"forced_command,omitempty"`
 	// Subsystem is the name of one.
 	Subsystem string `json:"subsystem,omitempty"`
 	// Recording is the file that a session is recorded in.
@@ -163,6 +165,7 @@ func (e Event) clip(limit int) Event {
 	for _, s := range []*string{
 		&e.User, &e.Profile, &e.ClientVersion, &e.Command, &e.Subsystem, &e.Kind, &e.Destination, &e.Listener,
 		&e.Origin, &e.Rule, &e.Reason, &e.ExitSignal, &e.AuthorizedBy, &e.Key, &e.Recording, &e.Incomplete, &e.Task,
+		&e.ForcedCommand,
 	} {
 		*s = clip(*s, limit)
 	}

@@ -40,18 +40,14 @@ const (
 var (
 	errTooManyConnections = errors.New("too many connections of this user")
 	errGrace              = errors.New("login grace time exceeded")
-	errTwice              = errors.New("authenticated twice")
-	// errForcedCommand keeps a key that may run one command only away from
-	// the console.
-	errForcedCommand = errors.New("a key with a forced command may not use the console")
 	// errNoBastion ends a login whose key was right.
 	errNoBastion = errors.New("no bastion")
 )
 
 // login does the handshake, and with it finds out who the client is and starts
 // getting her a bastion. When it returns without error c.identity and c.dial
-// are set; the bastion may still be starting. A connection to the console has no
-// dial. c.dial may be set with an error too.
+// are set; the bastion may still be starting. c.dial may be set with an error
+// too.
 func (c *conn) login(ctx context.Context, admitted *admission) (relay.Peer, error) {
 	grace := c.LoginGraceTime
 	if grace == 0 {
@@ -68,6 +64,7 @@ func (c *conn) login(ctx context.Context, admitted *admission) (relay.Peer, erro
 	// Exchanged here and not by package ssh, because the answer decides which
 	// ciphers are offered.
 	clientVersion, err := c.wire.ExchangeVersions(version)
+	c.clientVersion = clientVersion
 	if err == nil {
 		var sc *ssh.ServerConn
 		var chans <-chan ssh.NewChannel
@@ -113,9 +110,11 @@ func (c *conn) serverConfig(ctx context.Context, clientVersion, version string, 
 		// another user.
 		PublicKeyCallback: func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
 			c.offered = meta.User() // for the log of refusals only
+			c.offeredKey = ssh.FingerprintSHA256(key)
 			user, _ := splitUser(meta.User())
 			grant, err := c.Authorize(user, key, c.client.Addr(), time.Now())
 			if err != nil {
+				c.attempts, c.refusal = c.attempts+1, err
 				return nil, err
 			}
 			p := &ssh.Permissions{}
@@ -134,6 +133,7 @@ func (c *conn) serverConfig(ctx context.Context, clientVersion, version string, 
 				return nil, err
 			}
 			proven()
+			c.proven, c.refusal = proof(key, grant), nil
 			id := identity.Identity{
 				User:        user,
 				Profile:     profile,
@@ -172,17 +172,17 @@ func splitUser(name string) (user, profile string) {
 }
 
 // getBastion starts dialling the user's bastion and waits for a while, showing
-// progress. It returns nil when the bastion is there or is still starting, or
-// when the user wants her console instead.
+// progress. It returns nil when the bastion is there or is still starting.
 func (c *conn) getBastion(ctx context.Context, id identity.Identity, banner ssh.ServerPreAuthConn) error {
 	if c.dial != nil {
-		return errTwice
-	}
-	if c.Console != nil && id.Profile == consoleProfile {
-		return c.admitConsole(id)
+		return errors.New("authenticated twice")
 	}
 	if err := c.countUser(id.User); err != nil {
 		c.log.Warn("login refused", "user", id.User, "err", err)
+		c.refusal = err
+		return err
+	}
+	if err := c.auditLogin(id); err != nil {
 		return err
 	}
 	c.dial = c.startDial(ctx, id)
@@ -220,6 +220,7 @@ func (c *conn) getBastion(ctx context.Context, id identity.Identity, banner ssh.
 // the boot that it may have caused does not, and goes on without it.
 type dial struct {
 	user     string
+	id       identity.Identity
 	starting chan struct{} // closed if the user has to wait
 	done     chan struct{} // closed when conn or err is set
 	conn     *bastion.Conn
@@ -227,11 +228,15 @@ type dial struct {
 }
 
 func (c *conn) startDial(ctx context.Context, id identity.Identity) *dial {
-	d := &dial{user: id.User, starting: make(chan struct{}), done: make(chan struct{}), err: errNoBastion}
+	d := &dial{user: id.User, id: id, starting: make(chan struct{}), done: make(chan struct{}), err: errNoBastion}
 	go func() { // endDial waits for it
 		defer close(d.done)
 		defer c.recover(c.wire)
-		d.conn, d.err = c.Dial(ctx, id, func(bool) { close(d.starting) })
+		started := false
+		d.conn, d.err = c.Dial(ctx, id, func(mine bool) { started = mine; close(d.starting) })
+		if d.err == nil {
+			d.err = c.auditJoined(id, d.conn.Task, started)
+		}
 		switch {
 		case d.err == nil:
 			c.log.Info("connected", "user", id.User, "task", d.conn.Task.ID, "generation", d.conn.Task.Generation)

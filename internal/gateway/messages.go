@@ -25,12 +25,12 @@ func userMessage(err error, ref string) string {
 	switch {
 	case errors.Is(err, errTooManyConnections):
 		return "You have too many connections open. Please close some and try again."
+	case errors.Is(err, errAudit):
+		return withRef("What is done here cannot be written down at the moment, so nobody can work here. Please tell your administrator.", ref)
 	case errors.Is(err, bastion.ErrNoProfile):
 		return "There is no bastion of that name for you. What comes after the + in the user name must be a profile; leave it out for the usual one."
 	case errors.Is(err, bastion.ErrHostKey):
 		return withRef("Something that is not your bastion answered in its place, so you were not connected to it. Please tell your administrator at once.", ref)
-	case errors.Is(err, errForcedCommand):
-		return "This key may run one command only, so it does not open the console. Use another of your keys."
 	case errors.Is(err, bastion.ErrCapacity):
 		return withRef("AWS has no room for your bastion right now. Please try again in a minute.", ref)
 	case errors.Is(err, bastion.ErrQuota):
@@ -61,6 +61,19 @@ func userMessage(err error, ref string) string {
 // lostMessage is what a session sees whose bastion has gone.
 func lostMessage(ref string) string {
 	return withRef("Your bastion has gone, and this session with it. Connect again and you get a new one.", ref)
+}
+
+// auditLostMessage is what sessions see when the audit log fails.
+const auditLostMessage = "What is done here can no longer be written down, so this connection ends. Please tell your administrator."
+
+// recordingMessage is for a session that must be recorded and cannot be;
+// recordingLostMessage if that became so in the middle of it.
+func recordingMessage(ref string) string {
+	return withRef("This session would have to be recorded, and that is not possible at the moment. Please tell your administrator.", ref)
+}
+
+func recordingLostMessage(ref string) string {
+	return withRef("This session can no longer be recorded, so it ends. Please tell your administrator.", ref)
 }
 
 func drainMessage(drain time.Duration) string {

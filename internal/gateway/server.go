@@ -20,9 +20,11 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sallyport-ssh/sallyport/internal/audit"
 	"github.com/sallyport-ssh/sallyport/internal/auth"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/record"
 	"github.com/sallyport-ssh/sallyport/internal/relay"
 	"github.com/sallyport-ssh/sallyport/internal/wire"
 )
@@ -41,12 +43,6 @@ type Server struct {
 	// called only for an identity that has been proven. It calls notify, at
 	// most once, if the user will have to wait. See [bastion.Dialer.Dial].
 	Dial func(ctx context.Context, id identity.Identity, notify func(starting bool)) (*bastion.Conn, error)
-
-	// Console, if not nil, serves the connections of users who ask for the
-	// profile "ctl" and have proven who they are. It returns when the
-	// connection has ended, which it must see to when ctx ends. A key with a
-	// forced command never gets here.
-	Console func(ctx context.Context, c ConsoleConn)
 
 	// LoginGraceTime is how long a client may take to prove who it is.
 	// Waiting for a bastion does not count. Zero means two minutes.
@@ -78,6 +74,16 @@ type Server struct {
 	// Banner is shown to everybody before authentication; usually empty.
 	Banner string
 
+	// Audit is where it is written down what happens; nil means nowhere.
+	Audit *audit.Log
+	// Record says what is recorded of a login's sessions in any case, its
+	// permissions may ask for more; nil means nothing. Recordings is where
+	// they go. A session that cannot be recorded ends, unless
+	// RecordingsOptional.
+	Record             func(identity.Identity) identity.Record
+	Recordings         *record.Store
+	RecordingsOptional bool
+
 	Log *slog.Logger
 
 	startups startups
@@ -101,15 +107,12 @@ type conn struct {
 
 	// What login leaves behind.
 	offered  string // the user name last asked for, proven or not
+	account         // for the audit log
 	identity identity.Identity
 	dial     *dial
 	counted  string // the user it counts for; under Server.mu
 
-	notices chan string // not nil if it is one to the console; set by login
-
-	// Set when it has logged in; under Server.mu.
-	peer  ssh.Conn
-	relay *relay.Relay // nil if it is one to the console
+	relay *relay.Relay // under Server.mu
 }
 
 // Serve accepts and serves connections until ctx ends or a listener fails. Then
@@ -172,6 +175,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	admitted, err := s.startups.admit(c.client.Addr(), s.MaxStartups, s.PerSourceMaxStartups)
 	if err != nil {
 		c.log.Warn("connection refused", "err", err)
+		c.audit(identity.Identity{}, audit.Event{Type: audit.ConnectionRefused, Server: c.server, Rule: err.Error()})
 		refuse(nc, "Exceeded MaxStartups\r\n")
 		return
 	}
@@ -186,24 +190,23 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	defer c.endDial()
 	defer cancel()
 
+	// If this cannot be written the login will fail, and can say so.
+	c.audit(identity.Identity{}, audit.Event{Type: audit.Connection, Server: c.server})
 	client, err := c.login(ctx, admitted)
 	if err != nil {
+		c.auditRefusal(err)
 		c.logRefusal(err)
 		return
 	}
 	c.log.Info("login", "user", c.identity.User, "profile", c.identity.Profile, "key", c.identity.Key,
 		"client", string(client.Conn.ClientVersion()), "ms", time.Since(c.began).Milliseconds())
 	c.keepAlive(client.Conn, "client", c.wire)
-	if c.isConsole() {
-		c.serveConsole(ctx, client)
-		c.log.Info("end", "user", c.identity.User, "by", "client", "reason", client.Conn.Wait().Error(), "seconds", int(time.Since(c.began).Seconds()))
-		return
-	}
 	byClient, err := c.startRelay(client).Run(c.dial.deliver(), func() string { return userMessage(c.dial.reason(), c.ref) })
 	end := "bastion"
 	if byClient {
 		end = "client"
 	}
+	c.auditEnd(end, err)
 	c.log.Info("end", "user", c.identity.User, "by", end, "reason", err.Error(), "seconds", int(time.Since(c.began).Seconds()))
 }
 
@@ -217,29 +220,10 @@ func (c *conn) startRelay(client relay.Peer) *relay.Relay {
 		Permissions: c.identity.Permissions,
 		MaxSessions: c.MaxSessions,
 		Lost:        lostMessage(c.ref),
+		Watch:       c.watcher(),
 		Log:         c.log,
 	}
-	c.peer = client.Conn
 	return c.relay
-}
-
-// serveConsole serves a connection to the console until it has ended.
-func (c *conn) serveConsole(ctx context.Context, client relay.Peer) {
-	c.Server.mu.Lock()
-	c.peer = client.Conn
-	c.Server.mu.Unlock()
-	defer client.Conn.Close()
-	// That the gateway drains is no reason to end it yet.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { client.Conn.Close() })()
-	c.Console(ctx, ConsoleConn{
-		ServerConn: client.Conn.(*ssh.ServerConn),
-		Chans:      client.Chans,
-		Reqs:       client.Reqs,
-		Identity:   c.identity,
-		Notices:    c.notices,
-	})
 }
 
 // enter counts the connection in, so that it is told and closed when the
@@ -300,22 +284,15 @@ func (c *conn) logRefusal(err error) {
 func (s *Server) drain() {
 	s.Log.Info("draining", "connections", s.tell(drainMessage(s.Drain)), "drain", s.Drain.String())
 	deadline := time.Now().Add(s.Drain)
-	for time.Now().Before(deadline) && s.count() > 0 { // who watches in the console holds up nobody
+	for time.Now().Before(deadline) && s.count() > 0 {
 		time.Sleep(50 * time.Millisecond)
 	}
 }
 
-// count returns how many connections there are, those to the console aside.
 func (s *Server) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := len(s.conns)
-	for c := range s.conns {
-		if c.peer != nil && c.relay == nil {
-			n--
-		}
-	}
-	return n
+	return len(s.conns)
 }
 
 // tell writes a line to every terminal and returns how many connections there
@@ -324,11 +301,8 @@ func (s *Server) tell(line string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		switch {
-		case c.relay != nil:
+		if c.relay != nil {
 			c.relay.Tell(line)
-		case c.peer != nil:
-			c.notice(line)
 		}
 	}
 	return len(s.conns)
@@ -342,6 +316,7 @@ func (s *Server) closeAll() {
 	defer s.mu.Unlock()
 	s.closing = true
 	for c := range s.conns {
+		c.because("gateway", errDraining.Error())
 		s.wg.Go(func() { c.wire.Close() }) // may take a second each
 	}
 }
@@ -391,6 +366,7 @@ func (c *conn) keepAlive(peer ssh.Conn, name string, nc net.Conn) {
 				// to carry; whoever sends anything is alive.
 				if heard() == last {
 					c.log.Info("no answer to keepalives", "from", name, "for", patience.String())
+					c.because(name, "no answer to keepalives for "+patience.String())
 					peer.Close()
 					return
 				}

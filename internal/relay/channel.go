@@ -34,7 +34,7 @@ func (s *side) bridge(nc ssh.NewChannel, number int) {
 		if refused, ok := err.(*ssh.OpenChannelError); ok {
 			reason, text = refused.Reason, refused.Message
 		}
-		s.r.refused(Refusal{Kind: nc.ChannelType(), FromClient: s.toServer, Payload: nc.ExtraData(), Channel: -1, ByFar: true, Why: text})
+		s.r.refused(Refusal{Kind: nc.ChannelType(), FromClient: s.toServer, Payload: nc.ExtraData(), Channel: -1, ByFar: true, Code: reason, Why: text})
 		nc.Reject(reason, text)
 		return
 	}
@@ -384,7 +384,7 @@ func (f *flow) passRequest(req *ssh.Request) {
 		return
 	}
 	if !f.r.permitsRequest(req.Type) {
-		f.r.refused(Refusal{Kind: req.Type, FromClient: f.toServer, Payload: req.Payload, Channel: f.number, Why: notPermitted(req.Type)})
+		f.r.refused(Refusal{Kind: req.Type, FromClient: f.toServer, Payload: req.Payload, Channel: f.number, Code: ssh.Prohibited, Why: notPermitted(req.Type)})
 		req.Reply(false, nil)
 		return
 	}

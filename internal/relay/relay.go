@@ -377,7 +377,7 @@ func (s *side) request(req *ssh.Request) {
 		req.Reply(true, nil)
 		return
 	case !s.r.permitsRequest(req.Type):
-		s.r.refused(Refusal{Kind: req.Type, FromClient: s.toServer, Payload: req.Payload, Channel: -1, Why: notPermitted(req.Type)})
+		s.r.refused(Refusal{Kind: req.Type, FromClient: s.toServer, Payload: req.Payload, Channel: -1, Global: true, Code: ssh.Prohibited, Why: notPermitted(req.Type)})
 		req.Reply(false, nil)
 		return
 	}
@@ -387,7 +387,7 @@ func (s *side) request(req *ssh.Request) {
 		if ok || !req.WantReply {
 			ok = s.r.Watch.Granted(req.Type, s.toServer, req.Payload, payload) == nil && ok
 		} else {
-			s.r.refused(Refusal{Kind: req.Type, FromClient: s.toServer, Payload: req.Payload, Channel: -1, ByFar: true})
+			s.r.refused(Refusal{Kind: req.Type, FromClient: s.toServer, Payload: req.Payload, Channel: -1, Global: true, Code: ssh.Prohibited, ByFar: true})
 		}
 	}
 	req.Reply(ok, payload)

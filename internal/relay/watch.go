@@ -38,9 +38,12 @@ type Refusal struct {
 	// Channel is the number of the channel that the request belongs to, -1 if
 	// it is a global one or the opening of a channel.
 	Channel int
+	Global  bool // it is a global request
 	// ByFar says that it was the far side that refused, and not the relay.
 	ByFar bool
-	Why   string
+	// Code and Why are those of the refusal of a channel.
+	Code ssh.RejectionReason
+	Why  string
 }
 
 // A ChannelWatcher is told what passes on one channel.
@@ -74,7 +77,7 @@ func (r *Relay) refused(what Refusal) {
 
 // reject refuses a channel for a reason of our own.
 func (s *side) reject(nc ssh.NewChannel, reason ssh.RejectionReason, why string) {
-	s.r.refused(Refusal{Kind: nc.ChannelType(), FromClient: s.toServer, Payload: nc.ExtraData(), Channel: -1, Why: why})
+	s.r.refused(Refusal{Kind: nc.ChannelType(), FromClient: s.toServer, Payload: nc.ExtraData(), Channel: -1, Code: reason, Why: why})
 	nc.Reject(reason, why)
 }
 
