@@ -37,6 +37,7 @@ type Gateway struct {
 	// AuthorizedKeysDir holds one authorized_keys file per user; see package
 	// auth. Required, and must exist.
 	AuthorizedKeysDir string
+	Auth
 	// StateDir is where the gateway keeps what must survive it. It need not
 	// exist yet. Default "/var/lib/sallyport".
 	StateDir string
@@ -143,6 +144,7 @@ type Local struct {
 func Defaults() *Gateway {
 	return &Gateway{
 		Listen:                []string{":2222"},
+		Auth:                  defaultAuth(),
 		StateDir:              "/var/lib/sallyport",
 		Deployment:            "default",
 		LoginGraceTime:        60 * time.Second,

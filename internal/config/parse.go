@@ -59,6 +59,17 @@ func parse(data []byte, file, dir string) (*Gateway, error) {
 		"fleet_key":           func(v value) { g.FleetKey = v.privateKey() },
 		"authorized_keys_dir": func(v value) { g.AuthorizedKeysDir = v.folder() },
 		"state_dir":           func(v value) { g.StateDir = v.path() },
+
+		"trusted_user_ca_keys":         func(v value) { g.TrustedUserCAKeys = v.files() },
+		"authorized_principals_dir":    func(v value) { g.AuthorizedPrincipalsDir = v.folder() },
+		"revoked_keys":                 func(v value) { g.RevokedKeys = v.fileOrNone() },
+		"authorized_keys_command":      func(v value) { g.AuthorizedKeysCommand = v.keysCommand() },
+		"authorized_keys_command_user": func(v value) { g.AuthorizedKeysCommandUser = v.account() },
+		"authorized_keys_url":          func(v value) { g.AuthorizedKeysURL = v.keysURL() },
+		"authorized_keys_timeout":      func(v value) { g.AuthorizedKeysTimeout = v.durationUpTo(time.Minute) },
+		"authorized_keys_cache":        func(v value) { g.AuthorizedKeysCache = v.durationUpTo(time.Hour) },
+		"authorized_keys_stale":        func(v value) { g.AuthorizedKeysStale = v.durationUpTo(24 * time.Hour) },
+
 		"deployment": func(v value) {
 			var ok bool
 			if g.Deployment, ok = v.text(); ok && !validName(g.Deployment) {
@@ -101,6 +112,7 @@ func parse(data []byte, file, dir string) (*Gateway, error) {
 			}
 		}
 	}
+	v.checkAuth(&g.Auth)
 	if err := r.err(); err != nil {
 		return nil, err
 	}
