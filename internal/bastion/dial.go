@@ -75,6 +75,9 @@ type Dialer struct {
 	NetDial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// WrapConn, if not nil, goes between each new connection and its SSH.
 	WrapConn func(net.Conn) net.Conn
+	// Event, if not nil, is told what becomes of bastions. What comes next
+	// waits for it.
+	Event func(Event)
 
 	mu    sync.Mutex
 	boots map[Owner]*boot // the starts under way in this process
@@ -148,13 +151,16 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 			// Whatever it is that answers there, nobody is to be led to it
 			// again.
 			return nil, fmt.Errorf("connecting to the bastion of %s: %w", owner,
-				errors.Join(err, d.abandon(ctx, profile.Launcher, owner, entry)))
+				errors.Join(err, d.abandon(ctx, profile.Launcher, owner, entry, "something else answered in its place")))
 		case !errors.Is(err, ErrGone):
 			return nil, fmt.Errorf("connecting to the bastion of %s: %w", owner, err)
 		}
 		last = err
 		d.Log.Info("bastion has ended", "owner", owner, "task", entry.Task.ID)
 		_, err = d.swap(ctx, owner, entry, Entry{Generation: entry.Generation, State: Idle})
+		if err == nil {
+			d.event(Event{Kind: Ended, Owner: owner, Task: entry.Task})
+		}
 		if err != nil && !errors.Is(err, ErrConflict) {
 			return nil, fmt.Errorf("forgetting the dead bastion of %s: %w", owner, err)
 		}
@@ -163,10 +169,10 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 }
 
 // abandon stops the task of entry and forgets it.
-func (d *Dialer) abandon(ctx context.Context, launcher Launcher, owner Owner, entry Entry) error {
+func (d *Dialer) abandon(ctx context.Context, launcher Launcher, owner Owner, entry Entry, why string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyTimeout)
 	defer cancel()
-	if err := launcher.Stop(ctx, owner, entry.Task.ID); err != nil {
+	if err := d.stop(ctx, launcher, owner, entry.Task, why); err != nil {
 		return fmt.Errorf("stopping it: %w", err)
 	}
 	_, err := d.swap(ctx, owner, entry, Entry{Generation: entry.Generation, State: Idle})
@@ -241,8 +247,10 @@ func (d *Dialer) run(ctx context.Context, owner Owner, profile Profile, b *boot)
 	// here too.
 	if b.err != nil {
 		log.Error("bastion did not start", "ms", time.Since(began).Milliseconds(), "err", b.err)
+		d.event(Event{Kind: Failed, Owner: owner, Took: time.Since(began), Reason: b.err.Error()})
 	} else {
 		log.Info("bastion runs", "ms", time.Since(began).Milliseconds(), "task", b.entry.Task.ID, "addr", b.entry.Task.Addr)
+		d.event(Event{Kind: Started, Owner: owner, Task: b.entry.Task, Took: time.Since(began)})
 	}
 }
 
@@ -345,7 +353,7 @@ func (d *Dialer) launch(ctx context.Context, owner Owner, profile Profile, entry
 		}
 		entry = held
 		next = Entry{Generation: generation, State: Idle}
-		if stopErr := profile.Launcher.Stop(tidy, owner, task.ID); stopErr != nil {
+		if stopErr := d.stop(tidy, profile.Launcher, owner, task, "nobody can log in to it"); stopErr != nil {
 			err = fmt.Errorf("%w; stopping it: %w", err, stopErr)
 			next = Entry{Generation: generation, State: Starting}
 		}
@@ -657,6 +665,7 @@ func (d *Dialer) adopt(ctx context.Context, _ Profile, found OwnedTask) error {
 	}
 	if err == nil {
 		d.Log.Info("bastion adopted", "owner", owner, "task", task.ID, "addr", task.Addr)
+		d.event(Event{Kind: Adopted, Owner: owner, Task: task})
 	}
 	return err
 }
@@ -688,9 +697,9 @@ func (d *Dialer) sweep(ctx context.Context, profile Profile, found OwnedTask) er
 	d.Log.Warn("stopping a bastion", "owner", owner, "task", task.ID, "generation", task.Generation,
 		"current", entry.Generation, "age", age.Round(time.Second).String(), "why", why)
 	if current && entry.State == Running {
-		return d.abandon(ctx, profile.Launcher, owner, entry)
+		return d.abandon(ctx, profile.Launcher, owner, entry, why)
 	}
-	return profile.Launcher.Stop(ctx, owner, task.ID)
+	return d.stop(ctx, profile.Launcher, owner, task, why)
 }
 
 // Wait returns when no start is under way in this process, or with the cause of
