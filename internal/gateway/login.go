@@ -40,14 +40,18 @@ const (
 var (
 	errTooManyConnections = errors.New("too many connections of this user")
 	errGrace              = errors.New("login grace time exceeded")
+	errTwice              = errors.New("authenticated twice")
+	// errForcedCommand keeps a key that may run one command only away from
+	// the console.
+	errForcedCommand = errors.New("a key with a forced command may not use the console")
 	// errNoBastion ends a login whose key was right.
 	errNoBastion = errors.New("no bastion")
 )
 
 // login does the handshake, and with it finds out who the client is and starts
 // getting her a bastion. When it returns without error c.identity and c.dial
-// are set; the bastion may still be starting. c.dial may be set with an error
-// too.
+// are set; the bastion may still be starting. A connection to the console has no
+// dial. c.dial may be set with an error too.
 func (c *conn) login(ctx context.Context, admitted *admission) (relay.Peer, error) {
 	grace := c.LoginGraceTime
 	if grace == 0 {
@@ -110,7 +114,7 @@ func (c *conn) serverConfig(ctx context.Context, clientVersion, version string, 
 		// another user.
 		PublicKeyCallback: func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
 			c.offered = meta.User() // for the log of refusals only
-			c.offeredKey = ssh.FingerprintSHA256(key)
+			c.offeredKey = fingerprint(key)
 			user, _ := splitUser(meta.User())
 			grant, err := c.Authorize(user, key, c.client.Addr(), time.Now())
 			if err != nil {
@@ -134,10 +138,11 @@ func (c *conn) serverConfig(ctx context.Context, clientVersion, version string, 
 			}
 			proven()
 			c.proven, c.refusal = proof(key, grant), nil
+			c.holding = holding{key: key, grant: grant}
 			id := identity.Identity{
 				User:        user,
 				Profile:     profile,
-				Key:         ssh.FingerprintSHA256(key),
+				Key:         fingerprint(key),
 				ConnID:      c.ref,
 				Client:      c.client,
 				Server:      c.server,
@@ -172,10 +177,14 @@ func splitUser(name string) (user, profile string) {
 }
 
 // getBastion starts dialling the user's bastion and waits for a while, showing
-// progress. It returns nil when the bastion is there or is still starting.
+// progress. It returns nil when the bastion is there or is still starting, or
+// when the user wants her console instead.
 func (c *conn) getBastion(ctx context.Context, id identity.Identity, banner ssh.ServerPreAuthConn) error {
 	if c.dial != nil {
-		return errors.New("authenticated twice")
+		return errTwice
+	}
+	if c.Console != nil && id.Profile == consoleProfile {
+		return c.admitConsole(id)
 	}
 	if err := c.countUser(id.User); err != nil {
 		c.log.Warn("login refused", "user", id.User, "err", err)

@@ -29,6 +29,8 @@ func userMessage(err error, ref string) string {
 		return withRef("What is done here cannot be written down at the moment, so nobody can work here. Please tell your administrator.", ref)
 	case errors.Is(err, bastion.ErrNoProfile):
 		return "There is no bastion of that name for you. What comes after the + in the user name must be a profile; leave it out for the usual one."
+	case errors.Is(err, errForcedCommand):
+		return "This key may run one command only, so it does not open the console. Use another of your keys."
 	case errors.Is(err, bastion.ErrHostKey):
 		return withRef("Something that is not your bastion answered in its place, so you were not connected to it. Please tell your administrator at once.", ref)
 	case errors.Is(err, bastion.ErrCapacity):
@@ -81,6 +83,14 @@ func drainMessage(drain time.Duration) string {
 }
 
 const goodbyeMessage = "The gateway is going down for maintenance. Connect again; your bastion is still there."
+
+// expiredMessage and revokedMessage are for sessions that are going on when the
+// key by which they came may do so no more.
+const expiredMessage = "The key or certificate you logged in with has expired, so this connection ends. Connect again with a new one."
+
+func revokedMessage(ref string) string {
+	return withRef("The key you logged in with may not be used any more, so this connection ends. If you do not know why, ask your administrator.", ref)
+}
 
 func withRef(sentence, ref string) string {
 	return sentence + " (Reference: " + ref + ")"

@@ -39,10 +39,21 @@ type Server struct {
 	// have no effects: it is called for keys that are only offered. What is
 	// wrong with a refused key is for the log, not for the client.
 	Authorize func(user string, key ssh.PublicKey, from netip.Addr, now time.Time) (auth.Grant, error)
+	// Recheck, if not nil, is asked every few seconds for every login whether
+	// what was granted still is. A login that is not is ended; one that is
+	// auth.ErrUndecided goes on. It returns the grant to ask about the next
+	// time. It should not block. See [auth.Keys.Recheck].
+	Recheck func(user string, key ssh.PublicKey, from netip.Addr, now time.Time, granted auth.Grant) (auth.Grant, error)
 	// Dial finds or starts the user's bastion and connects to it. It is
 	// called only for an identity that has been proven. It calls notify, at
 	// most once, if the user will have to wait. See [bastion.Dialer.Dial].
 	Dial func(ctx context.Context, id identity.Identity, notify func(starting bool)) (*bastion.Conn, error)
+
+	// Console, if not nil, serves the connections of users who ask for the
+	// profile "ctl" and have proven who they are. It returns when the
+	// connection has ended, which it must see to when ctx ends. A key with a
+	// forced command never gets here.
+	Console func(ctx context.Context, c ConsoleConn)
 
 	// LoginGraceTime is how long a client may take to prove who it is.
 	// Waiting for a bastion does not count. Zero means two minutes.
@@ -112,7 +123,12 @@ type conn struct {
 	dial     *dial
 	counted  string // the user it counts for; under Server.mu
 
-	relay *relay.Relay // under Server.mu
+	holding holding     // by what it is logged in
+	notices chan string // not nil if it is one to the console; set by login
+
+	// Set when it has logged in; under Server.mu.
+	peer  ssh.Conn
+	relay *relay.Relay // nil if it is one to the console
 }
 
 // Serve accepts and serves connections until ctx ends or a listener fails. Then
@@ -130,12 +146,18 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 		defer context.AfterFunc(acceptCtx, func() { ln.Close() })()
 		accepting.Go(func() error { return s.accept(connCtx, ln) })
 	}
+	recheckCtx, stopRechecks := context.WithCancel(context.WithoutCancel(ctx)) // also while it drains
+	defer stopRechecks()
+	var rechecks sync.WaitGroup
+	rechecks.Go(func() { s.recheckLogins(recheckCtx) })
 	err := accepting.Wait()
 	if ctx.Err() != nil {
 		err = nil
 	}
 	cancel(errDraining) // nobody waits for a bastion any more
 	s.drain()
+	stopRechecks()
+	rechecks.Wait()
 	s.closeAll()
 	s.wg.Wait()
 	return err
@@ -201,6 +223,11 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	c.log.Info("login", "user", c.identity.User, "profile", c.identity.Profile, "key", c.identity.Key,
 		"client", string(client.Conn.ClientVersion()), "ms", time.Since(c.began).Milliseconds())
 	c.keepAlive(client.Conn, "client", c.wire)
+	if c.isConsole() {
+		c.serveConsole(ctx, client)
+		c.log.Info("end", "user", c.identity.User, "by", "client", "reason", client.Conn.Wait().Error(), "seconds", int(time.Since(c.began).Seconds()))
+		return
+	}
 	byClient, err := c.startRelay(client).Run(c.dial.deliver(), func() string { return userMessage(c.dial.reason(), c.ref) })
 	end := "bastion"
 	if byClient {
@@ -223,7 +250,27 @@ func (c *conn) startRelay(client relay.Peer) *relay.Relay {
 		Watch:       c.watcher(),
 		Log:         c.log,
 	}
+	c.peer = client.Conn
 	return c.relay
+}
+
+// serveConsole serves a connection to the console until it has ended.
+func (c *conn) serveConsole(ctx context.Context, client relay.Peer) {
+	c.Server.mu.Lock()
+	c.peer = client.Conn
+	c.Server.mu.Unlock()
+	defer client.Conn.Close()
+	// That the gateway drains is no reason to end it yet.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { client.Conn.Close() })()
+	c.Console(ctx, ConsoleConn{
+		ServerConn: client.Conn.(*ssh.ServerConn),
+		Chans:      client.Chans,
+		Reqs:       client.Reqs,
+		Identity:   c.identity,
+		Notices:    c.notices,
+	})
 }
 
 // enter counts the connection in, so that it is told and closed when the
@@ -284,15 +331,22 @@ func (c *conn) logRefusal(err error) {
 func (s *Server) drain() {
 	s.Log.Info("draining", "connections", s.tell(drainMessage(s.Drain)), "drain", s.Drain.String())
 	deadline := time.Now().Add(s.Drain)
-	for time.Now().Before(deadline) && s.count() > 0 {
+	for time.Now().Before(deadline) && s.count() > 0 { // who watches in the console holds up nobody
 		time.Sleep(50 * time.Millisecond)
 	}
 }
 
+// count returns how many connections there are, those to the console aside.
 func (s *Server) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.conns)
+	n := len(s.conns)
+	for c := range s.conns {
+		if c.peer != nil && c.relay == nil {
+			n--
+		}
+	}
+	return n
 }
 
 // tell writes a line to every terminal and returns how many connections there
@@ -301,8 +355,11 @@ func (s *Server) tell(line string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		if c.relay != nil {
+		switch {
+		case c.relay != nil:
 			c.relay.Tell(line)
+		case c.peer != nil:
+			c.notice(line)
 		}
 	}
 	return len(s.conns)
