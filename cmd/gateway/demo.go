@@ -69,7 +69,7 @@ func (d *demoCmd) Run(ctx context.Context, s streams) error {
 	profile.Idle = d.Idle
 	profile.Local.Account = me.Username
 	cfg.Profiles["default"] = profile
-	return serve(ctx, cfg, []net.Listener{ln}, s.err)
+	return serve(ctx, cfg, []net.Listener{ln}, s)
 }
 
 // A demo is the state folder, made ready.

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sallyport-ssh/sallyport/internal/audit"
 	"github.com/sallyport-ssh/sallyport/internal/auth"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/config"
@@ -45,7 +46,7 @@ func (c *serveCmd) Run(ctx context.Context, s streams) error {
 		defer ln.Close()
 		listeners = append(listeners, ln)
 	}
-	return serve(ctx, cfg, listeners, s.err)
+	return serve(ctx, cfg, listeners, s)
 }
 
 type checkCmd struct {
@@ -131,8 +132,8 @@ func newCloud(ctx context.Context, cfg *config.Gateway, log *slog.Logger) (*farg
 }
 
 // serve runs a gateway on the listeners, which it closes, until ctx ends.
-func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, stderr io.Writer) error {
-	log := oplog.New(stderr)
+func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s streams) error {
+	log := oplog.New(s.err)
 	cloud, err := newCloud(ctx, cfg, log)
 	if err != nil {
 		return err
@@ -141,12 +142,21 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 	if err != nil {
 		return err
 	}
+	events, err := openAudit(cfg, s.out, log)
+	if err != nil {
+		return err
+	}
+	defer events.Close()
+	if err := events.Write(audit.Event{Type: audit.GatewayStarted}); err != nil {
+		return err
+	}
 	dialer := &bastion.Dialer{
 		Ledger:   &bastion.Memory{},
 		Profiles: kinds,
 		FleetKey: cfg.FleetKey,
 		WrapConn: func(nc net.Conn) net.Conn { return wire.New(nc) },
 		Log:      log,
+		Event:    func(e bastion.Event) { events.Write(bastionEvent(e)) },
 	}
 	if err := dialer.Adopt(ctx); err != nil {
 		return err
@@ -176,6 +186,11 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 		Log:                  log,
 	}
 
+	server.Audit = events
+	events.OnFailure(server.AuditFailed)
+	server.Recordings, server.Record = recordings(cfg)
+	server.RecordingsOptional = cfg.Recordings.OnError == config.Continue
+
 	ballast := make([]byte, ballastSize)
 	defer runtime.KeepAlive(ballast)
 
@@ -183,6 +198,7 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 		log.Info("listening", "addr", ln.Addr().String())
 	}
 	go returnMemory(ctx)
+	go reopenOnHangup(context.WithoutCancel(ctx), events, log) // while it drains, too
 	err = server.Serve(ctx, listeners...)
 
 	// A start that is interrupted here would have to be begun anew by the next
@@ -192,6 +208,7 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 	if waitErr := dialer.Wait(bounded); waitErr != nil {
 		log.Warn("bastions are still starting", "err", waitErr)
 	}
+	events.Write(audit.Event{Type: audit.GatewayStopped})
 	log.Info("stopped")
 	return err
 }

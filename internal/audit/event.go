@@ -107,6 +107,8 @@ type Event struct {
 	ExitStatus *uint32 `json:"exit_status,omitempty"`
 	ExitSignal string  `json:"exit_signal,omitempty"`
 	*Totals
+	// Took is how long a start took, in seconds.
+	Took float64 `json:"took,omitempty"`
 }
 
 // A Certificate is what a user logged in with.

@@ -117,6 +117,13 @@ func seconds(since time.Time) float64 {
 	return float64(time.Since(since).Milliseconds()) / 1000
 }
 
+// AuditFailed ends every connection, because what is done on it can no longer be
+// written down. It does not wait for that. New logins are told so as long as the
+// log fails.
+func (s *Server) AuditFailed() {
+	s.Disconnect(auditLostMessage, func(Connection) bool { return true })
+}
+
 // auditJoined writes which bastion the connection has got.
 func (c *conn) auditJoined(id identity.Identity, task bastion.Task, started bool) error {
 	return c.audit(id, audit.Event{Type: audit.BastionJoined, Task: task.ID, Generation: task.Generation, Started: started})
