@@ -13,8 +13,9 @@
 //
 // Not this package: the agent in it does, some time after its last connection.
 // A bastion that is found dead is forgotten here, and the next login starts
-// another. The exception is one that was just started and that nobody can log
-// in to: it is stopped, since the next attempt would be given it again.
+// another. The exceptions are one that was just started and that nobody can log
+// in to, since the next attempt would be given it again, and one that somebody
+// wants stopped.
 package bastion
 
 import (
@@ -88,6 +89,8 @@ var (
 	// ErrConfig says that what the profile names does not exist or does not
 	// fit.
 	ErrConfig = errors.New("the profile does not fit")
+	// ErrStarting says that a bastion is being started or stopped just now.
+	ErrStarting = errors.New("the bastion is being started or stopped")
 	// ErrConflict is what Ledger.Swap returns when somebody else was first.
 	ErrConflict = errors.New("ledger entry has changed")
 )
@@ -151,6 +154,9 @@ type Entry struct {
 	State      State
 	// Task is set while State is Running.
 	Task Task
+	// Since is when State became what it is; zero if that is not known, as
+	// when it is Idle. It is for people: nothing depends on it.
+	Since time.Time
 	// Lease is until when the one who wrote Starting is expected to have
 	// finished; afterwards anybody may launch the same generation again.
 	Lease time.Time

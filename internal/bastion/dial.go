@@ -278,7 +278,7 @@ func (d *Dialer) start(ctx context.Context, owner Owner, profile Profile) (Entry
 			continue
 		}
 
-		claim := Entry{Generation: entry.Generation, State: Starting, Lease: time.Now().Add(lease)}
+		claim := Entry{Generation: entry.Generation, State: Starting, Since: time.Now(), Lease: time.Now().Add(lease)}
 		if entry.State == Idle {
 			claim.Generation++
 		}
@@ -389,7 +389,10 @@ func (d *Dialer) record(ctx context.Context, owner Owner, entry Entry, task Task
 		if !same && (entry.State != Starting || entry.Generation != generation) {
 			return Entry{}, fmt.Errorf("%w: %s is past task %s", ErrConflict, owner, task.ID)
 		}
-		running := Entry{Generation: max(generation, task.Generation), State: Running, Task: task}
+		running := Entry{Generation: max(generation, task.Generation), State: Running, Since: time.Now(), Task: task}
+		if same {
+			running.Since = entry.Since
+		}
 		next, err := d.swap(ctx, owner, entry, running)
 		if err == nil {
 			return next, nil
@@ -653,11 +656,11 @@ func (d *Dialer) adopt(ctx context.Context, _ Profile, found OwnedTask) error {
 	if entry.Generation >= task.Generation || entry.leased() {
 		return nil
 	}
-	known := Entry{Generation: task.Generation, State: Running, Task: task}
+	known := Entry{Generation: task.Generation, State: Running, Task: task, Since: found.Started}
 	if task.Addr == "" {
 		// Its gateway died while it started it. Whoever asks for it next
 		// launches the same generation, and is given this task.
-		known = Entry{Generation: task.Generation, State: Starting}
+		known = Entry{Generation: task.Generation, State: Starting, Since: found.Started}
 	}
 	_, err = d.swap(ctx, owner, entry, known)
 	if errors.Is(err, ErrConflict) {

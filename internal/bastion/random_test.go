@@ -15,7 +15,7 @@ import (
 // FuzzInterleavings lets two gateways, one ledger and some users loose on
 // each other, with everything failing now and then: launches fail, or work and
 // the reply is lost, or take longer than the lease; the ledger loses replies;
-// tasks die; users leave. The world fails the test when an owner ever has two
+// tasks die, or are stopped; stopping fails; users leave. The world fails the test when an owner ever has two
 // live tasks. When the faults stop, everybody must get in. It is a fuzz target
 // for the sake of seeds beyond the few that go test runs.
 func FuzzInterleavings(f *testing.F) {
@@ -52,6 +52,13 @@ func randomRun(t *testing.T, seed uint64) {
 		}
 		return nil
 	}
+	w.onStop = func() error {
+		fate.pause(t.Context(), 40*time.Second) // others may take over meanwhile
+		if fate.chance(20) {
+			return lost
+		}
+		return nil
+	}
 	w.onDial = func(task *fakeTask) error {
 		if fate.chance(2) {
 			w.killIf(func(t *fakeTask) bool { return t == task })
@@ -84,6 +91,12 @@ func randomRun(t *testing.T, seed uint64) {
 			dial(ctx, []string{"alice", "bob"}[i%2]) // may fail
 		})
 	}
+	wg.Go(func() {
+		for range 3 {
+			time.Sleep(fate.upTo(4 * time.Minute))
+			gateways[fate.n(2)].Stop(t.Context(), Owner{"alice", "default"}, "by a test") // may fail
+		}
+	})
 	wg.Go(func() {
 		for range 5 {
 			time.Sleep(fate.upTo(3 * time.Minute))

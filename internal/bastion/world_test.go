@@ -36,6 +36,9 @@ type world struct {
 	onLaunch func(ctx context.Context, l Launch) (start bool, err error)
 	// onAlive, if not nil, may fail an Alive.
 	onAlive func() error
+	// onStop, if not nil, may delay a Stop, and fail it; the task ends all the
+	// same.
+	onStop func() error
 	// onDial, if not nil, runs before each connection attempt.
 	onDial func(task *fakeTask) error
 
@@ -153,8 +156,12 @@ func (w *world) Stop(_ context.Context, owner Owner, id string) error {
 	w.mu.Lock()
 	w.stops++
 	w.mu.Unlock()
+	var err error
+	if w.onStop != nil {
+		err = w.onStop()
+	}
 	w.killIf(func(task *fakeTask) bool { return task.owner == owner && task.ID == id })
-	return nil
+	return err
 }
 
 func (w *world) List(context.Context) ([]OwnedTask, error) {
