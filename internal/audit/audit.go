@@ -61,6 +61,9 @@ type Config struct {
 	FailClosed bool
 	// Gateway is the name of this one, as in every event.
 	Gateway string
+	// Also, if not nil, is told of every event, before it is written and also
+	// if it cannot be. It must not block.
+	Also func(Event)
 	Log     *slog.Logger
 }
 
@@ -136,6 +139,9 @@ func (l *Log) Write(e Event) error {
 	}
 	e.Version, e.Gateway = Version, l.cfg.Gateway
 	e.Time = time.Now().UTC().Truncate(time.Microsecond)
+	if l.cfg.Also != nil {
+		l.cfg.Also(e)
+	}
 	if err := l.wait(&entry{event: e, done: make(chan error, 1)}); err != nil && l.cfg.FailClosed {
 		return fmt.Errorf("writing to the audit log: %w", err)
 	}

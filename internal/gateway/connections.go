@@ -110,6 +110,7 @@ func (c *conn) describe() Connection {
 // disconnect ends the connection and says why.
 func (c *conn) disconnect(why string) {
 	c.log.Info("disconnecting", "user", c.identity.User, "why", why)
+	c.because("gateway", why)
 	// The end of the bastion's connection is how sessions that have no
 	// terminal can be told, too: the relay closes them one by one.
 	var ended sync.WaitGroup
@@ -155,12 +156,17 @@ func (c *conn) admitConsole(id identity.Identity) error {
 		return errTwice
 	case id.Permissions.ForceCommand != "":
 		c.log.Warn("console refused", "user", id.User, "err", errForcedCommand)
+		c.refusal = errForcedCommand
 		return errForcedCommand
 	}
 	// They are counted apart, under a name that no user has: who has too many
 	// connections can still come here and see which.
 	if err := c.countUser(id.User + "+" + consoleProfile); err != nil {
 		c.log.Warn("login refused", "user", id.User, "err", err)
+		c.refusal = err
+		return err
+	}
+	if err := c.auditLogin(id); err != nil {
 		return err
 	}
 	c.notices = make(chan string, 8)

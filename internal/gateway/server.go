@@ -225,7 +225,9 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	c.keepAlive(client.Conn, "client", c.wire)
 	if c.isConsole() {
 		c.serveConsole(ctx, client)
-		c.log.Info("end", "user", c.identity.User, "by", "client", "reason", client.Conn.Wait().Error(), "seconds", int(time.Since(c.began).Seconds()))
+		err := client.Conn.Wait()
+		c.auditEnd("client", err)
+		c.log.Info("end", "user", c.identity.User, "by", "client", "reason", err.Error(), "seconds", int(time.Since(c.began).Seconds()))
 		return
 	}
 	byClient, err := c.startRelay(client).Run(c.dial.deliver(), func() string { return userMessage(c.dial.reason(), c.ref) })
