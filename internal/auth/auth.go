@@ -156,8 +156,9 @@ type Grant struct {
 	Principals []string
 
 	// Source is the setting by which the login came in, such as
-	// "authorized_keys_dir", and Line is where in that, such as "alice:3" or
-	// "ca.pub:1". They are for logs.
+	// "authorized_keys_dir", and Line is where in that: "alice:3" for that
+	// folder, "trusted_user_ca_keys ca.pub:1" or the like for the others. They
+	// are for logs.
 	Source, Line string
 
 	basis basis
@@ -259,7 +260,7 @@ func (k *Keys) decide(a *attempt, effort effort, basis *basis) (Grant, error) {
 		if err != nil {
 			return Grant{}, err
 		}
-		g.Source = l.setting
+		g.Source, g.Line = l.setting, l.setting+" "+g.Line
 		basis.until = until
 		return g, nil
 	}

@@ -71,7 +71,7 @@ func (k *Keys) byTrustedCA(a *attempt) (g Grant, known bool, err error) {
 	if err != nil {
 		return Grant{}, true, fmt.Errorf("certificate of %s: %w", at, err)
 	}
-	g.Source, g.Line = sourceCA, at
+	g.Source, g.Line = sourceCA, sourceCA+" "+at
 	return g, true, nil
 }
 
@@ -154,6 +154,9 @@ func parsePrincipal(text string, loc *time.Location) (principalLine, error) {
 			return principalLine{}, errors.New(`option "cert-authority": belongs to keys, not to principals`)
 		}
 		l = principalLine{principal: rest, options: o}
+	}
+	if strings.Contains(l.principal, `"`) {
+		return principalLine{}, errors.New("a quote in the name of a principal; mind that # begins a comment even between quotes")
 	}
 	return l, nil
 }

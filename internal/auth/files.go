@@ -151,7 +151,7 @@ func readFile[T any](path string, most int64, cached *document[T], parse parser[
 	// O_NONBLOCK, so that a FIFO blocks nobody.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("opening %w", err)
+		return nil, err
 	}
 	defer f.Close()
 	return read(f, path, most, cached, parse)
@@ -196,6 +196,8 @@ func openDir(dir, what string) (*os.Root, error) {
 type cache[T any] struct {
 	mu    sync.Mutex
 	files map[string]*document[T]
+
+	reading sync.Mutex // see sharedFile
 }
 
 func (c *cache[T]) get(name string) *document[T] {
@@ -255,9 +257,22 @@ func userFile[T any](k *Keys, c *cache[T], dir, what, user string, parse parser[
 	return d, nil
 }
 
-// sharedFile returns a file that is not one user's.
+// unsettledFor is how long a read of a shared file counts that has changed so
+// recently that it might change again unseen.
+const unsettledFor = 200 * time.Millisecond
+
+// sharedFile returns a file that is not one user's. It may be long, and all who
+// log in need it, so it is read by one of them at a time, and not anew for each
+// while it is young.
 func sharedFile[T any](k *Keys, c *cache[T], path, what string, most int64, parse parser[T]) (*document[T], error) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
 	cached := c.get(path)
+	if cached != nil {
+		if age := time.Since(cached.readAt); age >= 0 && age < unsettledFor && glance(path) == cached.state {
+			return cached, nil
+		}
+	}
 	d, err := readFile(path, most, cached, parse)
 	switch {
 	case err != nil:
