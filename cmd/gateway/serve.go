@@ -60,7 +60,7 @@ func (c *checkCmd) Run(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
-	problems := auth.Check(cfg.AuthorizedKeysDir)
+	problems := authKeys(cfg, nil).Check()
 	log := slog.New(slog.DiscardHandler)
 	if _, err := profiles(cfg, nil, log); err != nil {
 		problems = append(problems, err)
@@ -164,10 +164,11 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 	tidying := make(chan struct{})
 	go func() { defer close(tidying); tidy(ctx, dialer, log) }()
 	defer func() { <-tidying }()
-	keys := &auth.Keys{Dir: cfg.AuthorizedKeysDir, Log: log}
+	keys := authKeys(cfg, log)
 	server := &gateway.Server{
 		HostKeys:             cfg.HostKeys,
 		Authorize:            keys.Authorize,
+		Recheck:              keys.Recheck,
 		Dial:                 dialer.Dial,
 		LoginGraceTime:       cfg.LoginGraceTime,
 		MaxStartups:          gateway.Startups(cfg.MaxStartups),
@@ -232,6 +233,23 @@ func tidy(ctx context.Context, dialer *bastion.Dialer, log *slog.Logger) {
 		if err != nil && ctx.Err() == nil {
 			log.Error("cannot tidy up everything; trying again in ten minutes", "err", err)
 		}
+	}
+}
+
+// authKeys is by what users get in; log may be nil.
+func authKeys(cfg *config.Gateway, log *slog.Logger) *auth.Keys {
+	return &auth.Keys{
+		Dir:                     cfg.AuthorizedKeysDir,
+		TrustedUserCAKeys:       cfg.TrustedUserCAKeys,
+		AuthorizedPrincipalsDir: cfg.AuthorizedPrincipalsDir,
+		RevokedKeys:             cfg.RevokedKeys,
+		Command:                 cfg.AuthorizedKeysCommand,
+		CommandUser:             cfg.AuthorizedKeysCommandUser,
+		URL:                     cfg.AuthorizedKeysURL,
+		LookupTimeout:           cfg.AuthorizedKeysTimeout,
+		LookupCache:             cfg.AuthorizedKeysCache,
+		LookupStale:             cfg.AuthorizedKeysStale,
+		Log:                     log,
 	}
 }
 
