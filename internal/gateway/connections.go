@@ -111,7 +111,6 @@ func (c *conn) describe() Connection {
 func (c *conn) disconnect(why string) {
 	c.log.Info("disconnecting", "user", c.identity.User, "why", why)
 	c.because("gateway", why)
-	c.because("gateway", why)
 	// The end of the bastion's connection is how sessions that have no
 	// terminal can be told, too: the relay closes them one by one.
 	var ended sync.WaitGroup
@@ -157,7 +156,6 @@ func (c *conn) admitConsole(id identity.Identity) error {
 		return errTwice
 	case id.Permissions.ForceCommand != "":
 		c.log.Warn("console refused", "user", id.User, "err", errForcedCommand)
-		c.refusal = errForcedCommand
 		c.refusal = errForcedCommand
 		return errForcedCommand
 	}

@@ -225,7 +225,6 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	c.keepAlive(client.Conn, "client", c.wire)
 	if c.isConsole() {
 		c.serveConsole(ctx, client)
-		c.auditEnd("client", client.Conn.Wait())
 		err := client.Conn.Wait()
 		c.auditEnd("client", err)
 		c.log.Info("end", "user", c.identity.User, "by", "client", "reason", err.Error(), "seconds", int(time.Since(c.began).Seconds()))
