@@ -94,6 +94,8 @@ type Conn struct {
 
 	Owner Owner
 	Task  Task // with the host key it has shown
+	// Started says that this Dial has started it.
+	Started bool
 }
 
 // Dial connects id to the bastion of its user and profile, and starts one if
@@ -122,6 +124,7 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 		}
 	}
 	var last error
+	started := false
 	for range maxDeaths {
 		entry, err := d.Ledger.Get(ctx, owner)
 		if err != nil {
@@ -129,7 +132,8 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 		}
 		if entry.State != Running {
 			b, mine := d.join(ctx, owner, profile)
-			wait(mine && !entry.leased())
+			started = mine && !entry.leased()
+			wait(started)
 			if entry, err = b.wait(ctx); err != nil {
 				return nil, fmt.Errorf("starting a bastion for %s: %w", owner, err)
 			}
@@ -143,6 +147,7 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 		}
 		switch {
 		case err == nil:
+			conn.Started = started
 			return conn, nil
 		case errors.Is(err, ErrConflict):
 			last = err // another task has taken this one's place meanwhile

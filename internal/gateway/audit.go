@@ -125,8 +125,8 @@ func (s *Server) AuditFailed() {
 }
 
 // auditJoined writes which bastion the connection has got.
-func (c *conn) auditJoined(id identity.Identity, task bastion.Task, started bool) error {
-	return c.audit(id, audit.Event{Type: audit.BastionJoined, Task: task.ID, Generation: task.Generation, Started: started})
+func (c *conn) auditJoined(id identity.Identity, b *bastion.Conn) error {
+	return c.audit(id, audit.Event{Type: audit.BastionJoined, Task: b.Task.ID, Generation: b.Task.Generation, Started: b.Started})
 }
 
 // watcher returns what the relay is to tell; nil if nobody wants to know.
@@ -343,6 +343,9 @@ func (w *channelWatcher) end(e audit.Event, toBastion, toClient int64, lost bool
 	e.Totals = &audit.Totals{FromClient: toBastion, ToClient: toClient, Seconds: seconds(w.began)}
 	if lost {
 		e.By, e.Reason = "bastion", "the bastion has gone"
+		if cause := w.cause.Load(); cause != nil { // it was made to
+			e.By, e.Reason = cause.by, cause.reason
+		}
 	}
 	w.write(e)
 }

@@ -241,10 +241,9 @@ func (c *conn) startDial(ctx context.Context, id identity.Identity) *dial {
 	go func() { // endDial waits for it
 		defer close(d.done)
 		defer c.recover(c.wire)
-		started := false
-		d.conn, d.err = c.Dial(ctx, id, func(mine bool) { started = mine; close(d.starting) })
+		d.conn, d.err = c.Dial(ctx, id, func(bool) { close(d.starting) })
 		if d.err == nil {
-			d.err = c.auditJoined(id, d.conn.Task, started)
+			d.err = c.auditJoined(id, d.conn)
 		}
 		switch {
 		case d.err == nil:

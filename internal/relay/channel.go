@@ -64,7 +64,7 @@ func (s *side) bridge(nc ssh.NewChannel, number int) {
 	}
 	defer s.r.enlist(up, nc.ChannelType(), s.toServer)()
 	if watch != nil {
-		defer func() { watch.End(up.bytes.Load(), down.bytes.Load(), down.lost) }()
+		defer func() { watch.End(up.bytes.Load(), down.bytes.Load(), down.lost && !s.r.clientLeft.Load()) }()
 	}
 	if s.toServer && nc.ChannelType() == "session" {
 		out.session, back.session = back.to, back.to

@@ -75,6 +75,7 @@ type Relay struct {
 
 	Log *slog.Logger
 
+	clientLeft atomic.Bool   // before the bastion did
 	serverGone chan struct{} // closed when the bastion's connection has ended
 
 	mu       sync.Mutex
@@ -147,7 +148,9 @@ func (r *Relay) Run(server <-chan Peer, refusal func() string) (byClient bool, e
 	client.far = up.Conn
 	var first atomic.Pointer[side]
 	client.ended = sync.OnceFunc(func() {
-		first.CompareAndSwap(nil, client)
+		if first.CompareAndSwap(nil, client) {
+			r.clientLeft.Store(true)
+		}
 		up.Conn.Close()
 	})
 	bastion.ended = sync.OnceFunc(func() {
