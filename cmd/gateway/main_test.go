@@ -83,7 +83,7 @@ func (w withPrograms) Run() int {
 //
 // and these commands beside testscript's own:
 //
-//	set NAME VALUE   sets a setting in gateway.yaml: "drain", or "default.idle" for one of a profile
+//	set NAME VALUE   sets a setting in gateway.yaml: "drain", "audit.to", or "default.idle" for one of a profile
 //	start            starts the gateway, logging to gateway.log
 //	signal           sends it SIGTERM, and does not wait
 //	stop [INT]       sends it SIGTERM, or SIGINT, and waits for it to end; the exit status must be 0
@@ -97,6 +97,7 @@ func (w withPrograms) Run() int {
 //	attack NAME      does what no honest client does; see attack_test.go
 //	baseline         remembers how many files the gateway has open
 //	settled          waits until it is as many again
+//	events FILE      compares the audit log with a file; see audit_test.go
 //	goroutines       ends the gateway and counts its goroutines; the second time, there may not be more
 //
 // and, for exec, the program pty; see pty_test.go.
@@ -145,6 +146,7 @@ func TestScripts(t *testing.T) {
 			"baseline":   inWorld((*world).baseline),
 			"settled":    inWorld((*world).settled),
 			"goroutines": inWorld((*world).goroutines),
+			"events":     inWorld((*world).events),
 			"status":     status,
 			"eventually": eventually,
 			"append":     appendLine,
@@ -222,6 +224,10 @@ func (w *world) set(ts *testscript.TestScript, args []string) {
 	ts.Check(w.writeConfig())
 }
 
+// sections are the keys of gateway.yaml that have others under them, profiles
+// aside.
+var sections = []string{"audit", "recordings"}
+
 func (w *world) writeConfig() error {
 	var top, profiles strings.Builder
 	done := make(map[string]bool) // headings
@@ -231,13 +237,17 @@ func (w *world) writeConfig() error {
 			fmt.Fprintf(&top, "%s: %s\n", name, w.settings[name])
 			continue
 		}
+		to, indent := &profiles, 2
+		if slices.Contains(sections, path[0]) {
+			to, indent = &top, 0
+		}
 		for i := range path[1:] {
 			if heading := strings.Join(path[:i+1], "."); !done[heading] {
 				done[heading] = true
-				fmt.Fprintf(&profiles, "%*s%s:\n", 2*i+2, "", path[i])
+				fmt.Fprintf(to, "%*s%s:\n", 2*i+indent, "", path[i])
 			}
 		}
-		fmt.Fprintf(&profiles, "%*s%s: %s\n", 2*len(path), "", path[len(path)-1], w.settings[name])
+		fmt.Fprintf(to, "%*s%s: %s\n", 2*len(path)-2+indent, "", path[len(path)-1], w.settings[name])
 	}
 	return os.WriteFile(w.path("gateway.yaml"), []byte(top.String()+"profiles:\n"+profiles.String()), 0o600)
 }
@@ -348,7 +358,7 @@ func (w *world) pids() []int {
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	for _, fd := range fds {
 		target, err := os.Readlink(fd)
-		if err != nil || !strings.HasPrefix(target, w.dir) || filepath.Base(target) != "agent.lock" {
+		if err != nil || !strings.HasPrefix(target, w.dir+"/") || filepath.Base(target) != "agent.lock" {
 			continue
 		}
 		pid, err := strconv.Atoi(strings.Split(fd, "/")[2])

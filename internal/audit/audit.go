@@ -64,7 +64,7 @@ type Config struct {
 	// Also, if not nil, is told of every event, before it is written and also
 	// if it cannot be. It must not block.
 	Also func(Event)
-	Log     *slog.Logger
+	Log  *slog.Logger
 }
 
 // A Log writes events. Methods are safe for concurrent use; a nil Log is one
