@@ -16,14 +16,14 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/record"
 )
 
-// openAudit opens the log that cfg asks for; nil if it asks for none. The caller
-// closes it.
-func openAudit(cfg *config.Gateway, stdout io.Writer, log *slog.Logger) (*audit.Log, error) {
+// openAudit opens the log that cfg asks for; nil if it asks for none. Also is told
+// of all that goes there. The caller closes it.
+func openAudit(cfg *config.Gateway, stdout io.Writer, also func(audit.Event), log *slog.Logger) (*audit.Log, error) {
 	host, err := os.Hostname()
 	if err != nil {
 		return nil, err
 	}
-	to := audit.Config{FailClosed: cfg.Audit.OnError == config.FailClosed, Gateway: host, Log: log}
+	to := audit.Config{FailClosed: cfg.Audit.OnError == config.FailClosed, Gateway: host, Also: also, Log: log}
 	switch cfg.Audit.To {
 	case "none":
 		return nil, nil

@@ -20,6 +20,7 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/auth"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/config"
+	"github.com/sallyport-ssh/sallyport/internal/console"
 	"github.com/sallyport-ssh/sallyport/internal/fargate"
 	"github.com/sallyport-ssh/sallyport/internal/gateway"
 	"github.com/sallyport-ssh/sallyport/internal/local"
@@ -134,6 +135,8 @@ func newCloud(ctx context.Context, cfg *config.Gateway, log *slog.Logger) (*farg
 // serve runs a gateway on the listeners, which it closes, until ctx ends.
 func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s streams) error {
 	log := oplog.New(s.err)
+	ctx, drain := context.WithCancel(ctx)
+	defer drain()
 	cloud, err := newCloud(ctx, cfg, log)
 	if err != nil {
 		return err
@@ -142,7 +145,8 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 	if err != nil {
 		return err
 	}
-	events, err := openAudit(cfg, s.out, log)
+	recent := &console.Recent{}
+	events, err := openAudit(cfg, s.out, recent.Add, log)
 	if err != nil {
 		return err
 	}
@@ -163,7 +167,7 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 	}
 	tidying := make(chan struct{})
 	go func() { defer close(tidying); tidy(ctx, dialer, log) }()
-	defer func() { <-tidying }()
+	defer func() { drain(); <-tidying }()
 	keys := authKeys(cfg, log)
 	server := &gateway.Server{
 		HostKeys:             cfg.HostKeys,
@@ -191,6 +195,20 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 	events.OnFailure(server.AuditFailed)
 	server.Recordings, server.Record = recordings(cfg)
 	server.RecordingsOptional = cfg.Recordings.OnError == config.Continue
+
+	desk := &console.Console{
+		Gateway:     server,
+		Bastions:    dialer,
+		Audit:       events,
+		Drain:       drain,
+		DrainTime:   cfg.Drain,
+		MaxSessions: cfg.MaxSessions,
+		Log:         log,
+	}
+	if events != nil { // else nothing feeds it
+		desk.Recent = recent
+	}
+	server.Console = desk.Serve
 
 	ballast := make([]byte, ballastSize)
 	defer runtime.KeepAlive(ballast)

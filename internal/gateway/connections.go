@@ -1,7 +1,9 @@
 package gateway
 
 import (
+	"cmp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -60,7 +62,9 @@ func (s *Server) Connections() []Connection {
 			all = append(all, c.describe())
 		}
 	}
-	slices.SortFunc(all, func(a, b Connection) int { return a.Since.Compare(b.Since) })
+	slices.SortFunc(all, func(a, b Connection) int {
+		return cmp.Or(a.Since.Compare(b.Since), strings.Compare(a.ID(), b.ID()))
+	})
 	return all
 }
 
@@ -78,6 +82,9 @@ func (s *Server) Disconnect(why string, end func(Connection) bool) []Connection 
 		}
 		if d := c.describe(); end(d) {
 			ended = append(ended, d)
+			if c.relay != nil { // at once: the caller may go on to end the bastion
+				c.relay.Expect(why)
+			}
 			s.wg.Go(func() { c.disconnect(why) })
 		}
 	}

@@ -57,6 +57,7 @@ func TestConsoleLogin(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer bastion.Close()
+		time.Sleep(time.Second)
 		console, err := w.connect(t.Context(), "alice+ctl", w.alice)
 		if err != nil {
 			t.Fatal(err)
@@ -124,6 +125,7 @@ func TestDisconnect(t *testing.T) {
 			}
 			defer c.Close()
 			clients = append(clients, c)
+			time.Sleep(time.Second)
 		}
 		said := make(chan string, 1)
 		sess, err := clients[0].NewSession()
