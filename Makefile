@@ -10,11 +10,11 @@ demo: build
 	bin/gateway demo
 
 test: build
-	scripts/need openssh-client openssh-server openssh-sftp-server rsync git xauth socat procps perl-base python3-paramiko
+	scripts/need openssh-client openssh-server openssh-sftp-server rsync git xauth socat procps perl-base python3-paramiko asciinema
 	$(GO) test ./...
 
 race: build
-	scripts/need openssh-client openssh-server openssh-sftp-server rsync git xauth socat procps perl-base python3-paramiko
+	scripts/need openssh-client openssh-server openssh-sftp-server rsync git xauth socat procps perl-base python3-paramiko asciinema
 	$(GO) test -race ./...
 
 interop: build

@@ -86,7 +86,7 @@ func (w withPrograms) Run() int {
 //	set NAME VALUE   sets a setting in gateway.yaml: "drain", "audit.to", or "default.idle" for one of a profile
 //	start            starts the gateway, logging to gateway.log
 //	signal           sends it SIGTERM, and does not wait
-//	stop [INT]       sends it SIGTERM, or SIGINT, and waits for it to end; the exit status must be 0
+//	terminate [INT]  sends it SIGTERM, or SIGINT, and waits for it to end; the exit status must be 0
 //	kill9            kills it, as kill -9 does
 //	agents N         waits until N bastions run
 //	killagents       kills all bastions, as kill -9 does
@@ -100,11 +100,23 @@ func (w withPrograms) Run() int {
 //	events FILE      compares the audit log with a file; see audit_test.go
 //	goroutines       ends the gateway and counts its goroutines; the second time, there may not be more
 //
-// and, for exec, the program pty; see pty_test.go.
+// The names must not be those of testscript's own, which win: its "stop" ends the
+// script, and lets it pass.
+//
+// And, for exec, the program pty; see pty_test.go.
 func TestScripts(t *testing.T) {
 	me, err := user.Current()
 	if err != nil {
 		t.Fatal(err)
+	}
+	scripts, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, script := range scripts {
+		if text, err := os.ReadFile(script); err != nil || regexp.MustCompile(`(?m)^stop\b`).Match(text) {
+			t.Errorf("%s: stop would end the script here; use terminate (%v)", script, err)
+		}
 	}
 	deadline, ok := t.Deadline()
 	if ok { // time to say what hung
@@ -136,7 +148,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"set":        inWorld((*world).set),
 			"start":      inWorld((*world).start),
-			"stop":       inWorld((*world).stop),
+			"terminate":  inWorld((*world).terminate),
 			"signal":     inWorld((*world).signal),
 			"kill9":      inWorld((*world).kill9),
 			"agents":     inWorld((*world).agents),
@@ -327,7 +339,7 @@ func listening(log []byte) int {
 	return 0
 }
 
-func (w *world) stop(ts *testscript.TestScript, args []string) {
+func (w *world) terminate(ts *testscript.TestScript, args []string) {
 	sig := syscall.SIGTERM
 	if len(args) > 0 && args[0] == "INT" {
 		sig = syscall.SIGINT
