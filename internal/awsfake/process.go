@@ -1,0 +1,95 @@
+package awsfake
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// Processes is a backend whose containers are real processes, such as
+// bastion-agent, each with an address of its own. Addresses given out in one
+// process are not given out again; Net keeps those of several processes apart.
+type Processes struct {
+	// Program is what runs, with the argument "serve".
+	Program string
+	// Port is where it is told to listen, at the task's address, by
+	// SALLYPORT_LISTEN.
+	Port int
+	// Dir is where a file for the output of each is made.
+	Dir string
+	// Env is added to the environment.
+	Env []string
+
+	mu      sync.Mutex
+	running map[string]*process // by task
+}
+
+type process struct {
+	cmd    *exec.Cmd
+	exited chan struct{}
+}
+
+// Start implements [Backend].
+func (p *Processes) Start(task, ip string, env map[string]string) (Container, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	log, err := os.Create(filepath.Join(p.Dir, "task-"+task[strings.LastIndexByte(task, '/')+1:]+".log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	cmd := exec.Command(p.Program, "serve")
+	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, p.Env...)
+	for name, value := range env {
+		cmd.Env = append(cmd.Env, name+"="+value)
+	}
+	cmd.Env = append(cmd.Env, fmt.Sprintf("SALLYPORT_LISTEN=%s:%d", ip, p.Port))
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	c := &process{cmd: cmd, exited: make(chan struct{})}
+	if p.running == nil {
+		p.running = map[string]*process{}
+	}
+	p.running[task] = c
+	go func() { // ends with the process, which the task's goroutine waits for
+		cmd.Wait()
+		p.mu.Lock()
+		delete(p.running, task)
+		p.mu.Unlock()
+		close(c.exited)
+	}()
+	return c, nil
+}
+
+// Pids returns the processes that run.
+func (p *Processes) Pids() []int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var pids []int
+	for _, c := range p.running {
+		pids = append(pids, c.cmd.Process.Pid)
+	}
+	return pids
+}
+
+// Stop implements [Container]. All that is in the container ends with it.
+func (c *process) Stop(kill bool) {
+	if kill {
+		syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
+		return
+	}
+	c.cmd.Process.Signal(syscall.SIGTERM)
+}
+
+// Exited implements [Container].
+func (c *process) Exited() <-chan struct{} { return c.exited }
+
+// ExitCode implements [Container].
+func (c *process) ExitCode() int { return c.cmd.ProcessState.ExitCode() }

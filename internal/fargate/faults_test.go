@@ -1,0 +1,696 @@
+package fargate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport-ssh/sallyport/internal/awsfake"
+	"github.com/sallyport-ssh/sallyport/internal/bastion"
+)
+
+// seeds is how often each fault is tried, with other delays and chances.
+const seeds = 20
+
+// perSeed runs a test in a bubble for each seed; the life of tasks is different in
+// each.
+func perSeed(t *testing.T, test func(t *testing.T, w *world, rng *rand.Rand)) {
+	t.Helper()
+	forSeeds(t, seeds, test)
+}
+
+func forSeeds(t *testing.T, n uint64, test func(t *testing.T, w *world, rng *rand.Rand)) {
+	t.Helper()
+	for seed := range n {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				defer w.end()
+				rng := rand.New(rand.NewPCG(seed, 1))
+				upTo := func(d time.Duration) func() time.Duration { return awsfake.Between(rng, 0, d) }
+				w.cloud.Times = awsfake.Times{
+					Provisioning: upTo(10 * time.Second), Pending: upTo(30 * time.Second), Activating: upTo(10 * time.Second),
+					Reporting: upTo(5 * time.Second), Deprovisioning: upTo(30 * time.Second),
+				}
+				w.cloud.MissingFor = upTo(3 * time.Second)()
+				w.agents.boot = upTo(3 * time.Second)
+				test(t, w, rng)
+			})
+		})
+	}
+}
+
+// onCall returns a hook that gives the first n calls of an action a fault.
+func onCall(action string, n int, fault awsfake.Fault) func(awsfake.Call) awsfake.Fault {
+	return func(c awsfake.Call) awsfake.Fault {
+		if c.Action == action && c.N <= n {
+			return fault
+		}
+		return awsfake.Fault{}
+	}
+}
+
+// TestLostReply: RunTask works, and nobody hears of it.
+func TestLostReply(t *testing.T) {
+	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+		w.cloud.OnCall = onCall("ecs:RunTask", 1+rng.IntN(8), awsfake.Fault{LoseReply: true})
+		w.gateway(nil).mustLogin(t, "alice")
+		w.live("alice")
+	})
+}
+
+// TestStorms: for a minute AWS answers with nothing but errors.
+func TestStorms(t *testing.T) {
+	for name, fault := range map[string]awsfake.Fault{"throttled": awsfake.Throttled, "unavailable": awsfake.Unavailable, "broken": awsfake.Broken} {
+		t.Run(name, func(t *testing.T) {
+			perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+				g := w.gateway(nil)
+				began, most := time.Now(), time.Duration(rng.Int64N(int64(time.Minute)))
+				w.cloud.OnCall = func(c awsfake.Call) awsfake.Fault {
+					if time.Since(began) < most && rng.IntN(10) > 0 {
+						return fault
+					}
+					return awsfake.Fault{}
+				}
+				g.mustLogin(t, "alice")
+				w.live("alice")
+				if calls := w.calls(0); calls["ecs:RunTask"] > 60 {
+					t.Errorf("%d calls of RunTask in a minute", calls["ecs:RunTask"])
+				}
+			})
+		})
+	}
+}
+
+// TestDiesInEachState: a launch that fails is tried once more, with another
+// generation in another zone, where that may help; otherwise the user is told.
+func TestDiesInEachState(t *testing.T) {
+	for _, tt := range []struct {
+		fate  awsfake.Fate
+		want  error
+		tries int
+	}{
+		{awsfake.Fate{Failure: awsfake.NoCapacity}, bastion.ErrCapacity, 2},
+		{awsfake.Fate{Failure: awsfake.NoVCPU}, bastion.ErrQuota, 1},
+		{awsfake.Fate{FailIn: "PROVISIONING", Reason: awsfake.NoENI}, bastion.ErrPlatform, 2},
+		{awsfake.Fate{FailIn: "PENDING", Reason: awsfake.NoImage}, bastion.ErrImage, 1},
+		{awsfake.Fate{FailIn: "PENDING", Reason: awsfake.NoSecrets}, bastion.ErrSecrets, 1},
+		{awsfake.Fate{FailIn: "ACTIVATING", Reason: "CannotStartContainerError: something"}, bastion.ErrGone, 2},
+		{awsfake.Fate{FailIn: "RUNNING", Reason: "Essential container in task exited"}, bastion.ErrGone, 2},
+	} {
+		t.Run(tt.fate.Failure+tt.fate.FailIn+tt.fate.Reason, func(t *testing.T) {
+			perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+				w.agents.boot = func() time.Duration { return time.Minute } // none comes up before its fate
+				g := w.gateway(nil)
+				var subnets []string
+				w.cloud.OnLaunch = func(l awsfake.Launch) awsfake.Fate {
+					subnets = append(subnets, l.Subnet)
+					return tt.fate
+				}
+				_, err := g.login(t.Context(), "alice")
+				w.must(err, tt.want)
+				if len(subnets) != tt.tries {
+					t.Fatalf("launched in %v, want %d launches", subnets, tt.tries)
+				}
+				if tt.tries > 1 && subnets[0] == subnets[1] {
+					t.Errorf("both attempts in %s", subnets[0])
+				}
+				w.live()
+				// Once that is over, the next login gets a bastion.
+				w.cloud.OnLaunch = nil
+				w.agents.boot = func() time.Duration { return time.Second }
+				if task := g.mustLogin(t, "alice"); task.Generation != int64(tt.tries)+1 {
+					t.Errorf("generation %d", task.Generation)
+				}
+				w.live("alice")
+			})
+		})
+	}
+}
+
+// TestSecondAttemptWorks: no room in one zone, or no Spot, is not seen by the user.
+func TestSecondAttemptWorks(t *testing.T) {
+	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+		g := w.gateway(func(l *Launcher) { l.Spot = true })
+		full := awsfake.Subnets[rng.IntN(3)]
+		w.cloud.OnLaunch = func(l awsfake.Launch) awsfake.Fate {
+			if l.Subnet == full || l.Spot && rng.IntN(2) == 0 {
+				return awsfake.Fate{Failure: awsfake.NoCapacity}
+			}
+			return awsfake.Fate{}
+		}
+		spot := 0
+		for i := range 3 {
+			if _, err := g.login(t.Context(), user(i)); err != nil && i == 0 {
+				// Both can hit: Spot refused where there is room, and then on
+				// demand in the zone that is full.
+				w.must(err, bastion.ErrCapacity)
+				spot++
+			}
+		}
+	})
+}
+
+// TestGatewayKilled kills the gateway at some moment of a launch. Its successor
+// finishes the same launch, and there is one task.
+func TestGatewayKilled(t *testing.T) {
+	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+		first := w.gateway(nil)
+		dying, kill := context.WithCancel(t.Context())
+		calls := 0
+		lastCall := rng.IntN(40) // the process is gone after that many calls
+		dead := false
+		w.cloud.OnCall = func(c awsfake.Call) awsfake.Fault {
+			if calls++; calls > lastCall && !dead {
+				dead = true
+				kill()
+				// The last request may have been carried out.
+				return awsfake.Fault{LoseReply: rng.IntN(2) == 0, Delay: time.Millisecond}
+			}
+			return awsfake.Fault{}
+		}
+		first.Profiles["default"] = bastion.Profile{Launcher: mortal{first.launcher, dying}, Idle: time.Minute, MaxLife: time.Hour, StartTimeout: 5 * time.Minute}
+		go first.login(dying, "alice")
+		select {
+		case <-dying.Done():
+		case <-time.After(time.Minute):
+			kill() // long after the launch
+		}
+		first.NetDial = nil
+		w.cloud.OnCall = nil
+		time.Sleep(time.Duration(rng.Int64N(int64(10 * time.Second))))
+		second := w.gateway(func(l *Launcher) {})
+		p := second.Profiles["default"]
+		p.Idle, p.MaxLife = time.Minute, time.Hour // as the first
+		second.Profiles["default"] = p
+		second.mustLogin(t, "alice")
+		w.live("alice")
+		if err := second.Sweep(t.Context()); err != nil {
+			t.Error(err)
+		}
+		w.live("alice")
+		first.Wait(t.Context())
+	})
+}
+
+// mortal is the launcher of a process that ends: from then on it does nothing.
+type mortal struct {
+	*Launcher
+	life context.Context
+}
+
+var errDead = errors.New("this process is dead")
+
+func (m mortal) Launch(ctx context.Context, l bastion.Launch) (bastion.Task, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(m.life, cancel)()
+	task, err := m.Launcher.Launch(ctx, l)
+	if m.life.Err() != nil {
+		return bastion.Task{}, errDead
+	}
+	return task, err
+}
+
+func (m mortal) Stop(ctx context.Context, o bastion.Owner, id string) error {
+	if m.life.Err() != nil {
+		return errDead
+	}
+	return m.Launcher.Stop(ctx, o, id)
+}
+
+func (m mortal) Alive(ctx context.Context, o bastion.Owner, id string) error {
+	if m.life.Err() != nil {
+		return errDead
+	}
+	return m.Launcher.Alive(ctx, o, id)
+}
+
+// TestAgentKilled: the next login gets another bastion, within seconds of ECS
+// noticing it.
+func TestAgentKilled(t *testing.T) {
+	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+		g := w.gateway(nil)
+		g.mustLogin(t, "alice")
+		w.agents.mu.Lock()
+		for _, agent := range w.agents.byIP {
+			agent.dead = true
+			for _, c := range agent.conns {
+				c.Close()
+			}
+		}
+		w.agents.mu.Unlock()
+		notices := time.Duration(rng.Int64N(int64(20 * time.Second)))
+		time.AfterFunc(notices, func() { w.cloud.StopAll("EssentialContainerExited", "Essential container in task exited") })
+		if task := g.mustLogin(t, "alice"); task.Generation != 2 {
+			t.Errorf("generation %d", task.Generation)
+		}
+		w.live("alice")
+	})
+}
+
+// TestStoppedFromOutside: by hand, by the retirement of a host, by Spot.
+func TestStoppedFromOutside(t *testing.T) {
+	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+		g := w.gateway(nil)
+		g.mustLogin(t, "alice")
+		time.Sleep(time.Duration(rng.Int64N(int64(3 * time.Hour))))
+		w.cloud.StopAll("SpotInterruption", "Your Spot Task was interrupted.")
+		time.Sleep(time.Duration(rng.Int64N(int64(3 * time.Hour)))) // long after, ECS has forgotten it
+		if task := g.mustLogin(t, "alice"); task.Generation != 2 {
+			t.Errorf("generation %d", task.Generation)
+		}
+		w.live("alice")
+	})
+}
+
+// TestNoAddress: the start is given up in time, and what was started is stopped.
+func TestNoAddress(t *testing.T) {
+	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+		g := w.gateway(nil)
+		w.cloud.OnLaunch = func(awsfake.Launch) awsfake.Fate { return awsfake.Fate{NoAddress: true} }
+		began := time.Now()
+		_, err := g.login(t.Context(), "alice")
+		w.must(err, bastion.ErrTimeout)
+		if took := time.Since(began); took > 6*time.Minute {
+			t.Errorf("gave up after %v", took)
+		}
+		w.live()
+		w.cloud.OnLaunch = nil
+		g.mustLogin(t, "alice")
+		w.live("alice")
+	})
+}
+
+// TestNobodyListens: as TestNoAddress, but the address is there.
+func TestNobodyListens(t *testing.T) {
+	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+		g := w.gateway(nil)
+		w.agents.boot = func() time.Duration { return time.Hour }
+		_, err := g.login(t.Context(), "alice")
+		w.must(err, bastion.ErrTimeout)
+		w.live()
+	})
+}
+
+// TestWrongHostKey: something else has taken the bastion's address. Nobody is led
+// to it, and the task is stopped.
+func TestWrongHostKey(t *testing.T) {
+	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+		g := w.gateway(nil)
+		g.mustLogin(t, "alice")
+		other := testKey(t)
+		w.agents.shows = func(string) ssh.Signer { return other }
+		_, err := g.login(t.Context(), "alice")
+		w.must(err, bastion.ErrHostKey)
+		w.live()
+		w.agents.shows = nil
+		if task := g.mustLogin(t, "alice"); task.Generation != 2 {
+			t.Errorf("generation %d", task.Generation)
+		}
+	})
+}
+
+// TestStaleList: a gateway that starts adopts what the listing shows, and what it
+// does not show is found by its token.
+func TestStaleList(t *testing.T) {
+	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+		w.cloud.ListLag = 3 * time.Second
+		first := w.gateway(nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		var task bastion.Task
+		if rng.IntN(2) == 0 {
+			task = first.mustLogin(t, "alice")
+		} else {
+			go first.login(ctx, "alice")
+			time.Sleep(time.Duration(rng.Int64N(int64(5 * time.Second))))
+		}
+		second := w.gateway(nil)
+		if got := second.mustLogin(t, "alice"); task.ID != "" && got.ID != task.ID {
+			t.Errorf("got %s, want %s", got.ID, task.ID)
+		}
+		w.live("alice")
+		cancel()
+		first.Wait(t.Context())
+	})
+}
+
+// TestRestart: a gateway that is restarted knows nothing of the generations that
+// there were, and still starts one task.
+func TestRestart(t *testing.T) {
+	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+		for range 1 + rng.IntN(5) {
+			w.gateway(func(l *Launcher) {
+				l.MaxSessions = rng.IntN(3) // another configuration each time
+			}).mustLogin(t, "alice")
+			w.live("alice")
+			if rng.IntN(2) == 0 {
+				w.cloud.StopAll("EssentialContainerExited", "Essential container in task exited")
+			}
+			time.Sleep(time.Duration(rng.Int64N(int64(40 * time.Minute))))
+		}
+		w.gateway(nil).mustLogin(t, "alice")
+		w.live("alice")
+	})
+}
+
+// TestClockSkew: AWS refuses signatures of another time, and the SDK learns the
+// right one from the refusal.
+func TestClockSkew(t *testing.T) {
+	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+		w.cloud.ClockOffset = time.Duration(rng.Int64N(int64(2*time.Hour))) - time.Hour
+		w.gateway(nil).mustLogin(t, "alice")
+		w.live("alice")
+	})
+}
+
+// TestManyUsers: 200 users connect at once, and 20 launches a second are allowed.
+func TestManyUsers(t *testing.T) {
+	forSeeds(t, 2, func(t *testing.T, w *world, rng *rand.Rand) {
+		w.cloud.Buckets = map[string]awsfake.Bucket{"launch": {Burst: 20, Rate: 20}, "modify": {Burst: 100, Rate: 40}, "read": {Burst: 100, Rate: 20}}
+		g := w.gateway(nil)
+		var users sync.WaitGroup
+		var want []string
+		for i := range 200 {
+			want = append(want, user(i))
+			users.Go(func() {
+				if _, err := g.login(t.Context(), user(i)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		users.Wait()
+		w.live(want...)
+	})
+}
+
+// TestFullRegion: when there is no room, many users who wait do not ask as often,
+// and all are told why.
+func TestFullRegion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		g := w.gateway(nil)
+		w.cloud.OnLaunch = func(awsfake.Launch) awsfake.Fate { return awsfake.Fate{Failure: awsfake.NoCapacity} }
+		began := time.Now()
+		var users sync.WaitGroup
+		for i := range 300 {
+			users.Go(func() {
+				for time.Since(began) < 10*time.Minute { // patient as people are
+					_, err := g.login(t.Context(), user(i))
+					if !errors.Is(err, bastion.ErrCapacity) {
+						t.Errorf("%s: %v", user(i), err)
+					}
+					time.Sleep(20 * time.Second)
+				}
+			})
+		}
+		users.Wait()
+		if calls := w.calls(0)["ecs:RunTask"]; calls > 40 {
+			t.Errorf("%d calls of RunTask in ten minutes", calls)
+		} else {
+			t.Logf("%d calls of RunTask for %d logins in ten minutes", calls, 300*30)
+		}
+		// Room comes back, and all get in.
+		w.cloud.OnLaunch = nil
+		for i := range 300 {
+			users.Go(func() {
+				for range 30 {
+					if _, err := g.login(t.Context(), user(i)); err == nil {
+						return
+					}
+					time.Sleep(20 * time.Second)
+				}
+				t.Errorf("%s did not get in again", user(i))
+			})
+		}
+		users.Wait()
+	})
+}
+
+// TestDenied: each permission that is missing ends in the same reason, at once.
+func TestDenied(t *testing.T) {
+	for _, action := range []string{"ecs:RunTask", "iam:PassRole", "ecs:TagResource", "ecs:DescribeTasks"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			defer w.end()
+			g := w.gateway(nil)
+			w.cloud.Deny(action, true)
+			began := time.Now()
+			_, err := g.login(t.Context(), "alice")
+			w.must(err, bastion.ErrDenied)
+			if !strings.Contains(err.Error(), action) {
+				t.Errorf("%s: the operator is not told: %v", action, err)
+			}
+			if took := time.Since(began); took > 10*time.Second {
+				t.Errorf("%s: took %v", action, took)
+			}
+			w.live()
+			w.cloud.Deny(action, false)
+			g.mustLogin(t, "alice")
+		})
+	}
+}
+
+// TestWrongConfiguration: what the profile names does not exist.
+func TestWrongConfiguration(t *testing.T) {
+	for name, change := range map[string]func(*Launcher){
+		"task definition": func(l *Launcher) { l.TaskDefinition = "other:1" },
+		"subnet":          func(l *Launcher) { l.Subnets = []string{"subnet-12345678"} },
+		"security group":  func(l *Launcher) { l.SecurityGroups = []string{"sg-12345678"} },
+		"container":       func(l *Launcher) { l.Container = "other" },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			defer w.end()
+			before := 0
+			g := w.gateway(change)
+			before = len(w.cloud.Calls())
+			_, err := g.login(t.Context(), "alice")
+			w.must(err, bastion.ErrConfig)
+			if calls := w.calls(before); calls["ecs:RunTask"] != 1 {
+				t.Errorf("%s: %v", name, calls)
+			}
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		g := w.dialer(&bastion.Memory{}, func(l *Launcher) { l.Cluster = "other" })
+		w.must(g.Adopt(t.Context()), bastion.ErrConfig)
+		_, err := g.login(t.Context(), "alice")
+		w.must(err, bastion.ErrConfig)
+	})
+}
+
+// TestSweep: what a gateway left behind is stopped, what is in use is not.
+func TestSweep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		g := w.gateway(nil)
+		g.mustLogin(t, "alice")
+		// A task of bob's that the ledger takes for ended, as after a
+		// gateway that was cut off from AWS.
+		lost, err := g.launcher.Launch(t.Context(), bastion.Launch{Owner: bastion.Owner{User: "bob", Profile: "default"}, Generation: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		owner := bastion.Owner{User: "bob", Profile: "default"}
+		if _, err := g.Ledger.Swap(t.Context(), owner, bastion.Entry{}, bastion.Entry{Generation: 2, State: bastion.Idle}); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Sweep(t.Context()); err != nil {
+			t.Error(err)
+		}
+		w.live("alice", "bob")
+		time.Sleep(11 * time.Minute)
+		if err := g.Sweep(t.Context()); err != nil {
+			t.Error(err)
+		}
+		w.live("alice")
+		if err := g.launcher.Alive(t.Context(), owner, lost.ID); !errors.Is(err, bastion.ErrGone) {
+			t.Errorf("the task of nobody: %v", err)
+		}
+		time.Sleep(12*time.Hour + 10*time.Minute) // the agents of this world do not end by themselves
+		if err := g.Sweep(t.Context()); err != nil {
+			t.Error(err)
+		}
+		w.live()
+		if task := g.mustLogin(t, "alice"); task.Generation != 2 {
+			t.Errorf("generation %d", task.Generation)
+		}
+	})
+}
+
+// TestGroups: a security group for each user is made once, used again, brought to
+// its rules, and deleted an hour after its last use.
+func TestGroups(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		isolate := func(l *Launcher) {
+			l.Isolate = &Isolation{Ingress: []string{awsfake.SecurityGroup, "10.9.0.0/16"}, Egress: []Rule{{"tcp", 443, 443, "0.0.0.0/0"}, {"-1", -1, -1, "fd00::/8"}}}
+		}
+		ledger := &bastion.Memory{} // as one that two gateways share
+		g := w.dialer(ledger, isolate)
+		before := len(w.cloud.Calls())
+		g.mustLogin(t, "alice")
+		if calls := w.calls(before); calls["ec2:CreateSecurityGroup"] != 1 {
+			t.Errorf("first start: %v", calls)
+		}
+		w.cloud.StopAll("EssentialContainerExited", "")
+		before = len(w.cloud.Calls())
+		g.mustLogin(t, "alice")
+		if calls := w.calls(before); len(calls) != 2 || calls["ecs:RunTask"] != 1 {
+			t.Errorf("second start: %v", calls)
+		}
+
+		// Another gateway finds it, and changes its rules to what it was told.
+		other := w.dialer(ledger, func(l *Launcher) {
+			isolate(l)
+			l.Isolate.Egress[0].Peer = "10.0.0.0/8"
+		})
+		w.cloud.StopAll("EssentialContainerExited", "")
+		before = len(w.cloud.Calls())
+		other.mustLogin(t, "alice")
+		calls := w.calls(before)
+		if calls["ec2:CreateSecurityGroup"] != 0 || calls["ec2:RevokeSecurityGroupEgress"] != 1 || calls["ec2:AuthorizeSecurityGroupEgress"] != 1 || calls["ec2:AuthorizeSecurityGroupIngress"] != 0 {
+			t.Errorf("with another rule: %v", calls)
+		}
+
+		// In use, it stays; when its owner has had no bastion for an hour, and
+		// its network interface is gone, it goes.
+		sweep := func(groups int) {
+			t.Helper()
+			if err := other.launcher.SweepGroups(t.Context()); err != nil {
+				t.Error(err)
+			}
+			left := slices.DeleteFunc(w.cloud.Left(), func(s string) bool { return !strings.HasPrefix(s, "security group") })
+			if len(left) != groups {
+				t.Errorf("left: %v", left)
+			}
+		}
+		sweep(1)
+		time.Sleep(2 * time.Hour)
+		sweep(1)
+		w.cloud.Times.Deprovisioning = awsfake.Fixed(2 * time.Hour) // an interface that does not go
+		w.cloud.StopAll("EssentialContainerExited", "")
+		time.Sleep(10 * time.Second)
+		sweep(1)
+		time.Sleep(groupIdle)
+		sweep(1) // DependencyViolation
+		time.Sleep(2 * time.Hour)
+		sweep(0)
+		// A gateway that has it in mind still finds out.
+		g.mustLogin(t, "alice")
+		other.mustLogin(t, "alice")
+		w.live("alice")
+	})
+}
+
+// TestGroupFaults: all calls about groups fail now and then.
+func TestGroupFaults(t *testing.T) {
+	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+		w.cloud.OnCall = func(c awsfake.Call) awsfake.Fault {
+			if !strings.HasPrefix(c.Action, "ec2:") {
+				return awsfake.Fault{}
+			}
+			switch rng.IntN(4) {
+			case 0:
+				return awsfake.Fault{LoseReply: true}
+			case 1:
+				return awsfake.Fault{Status: 503, Code: "RequestLimitExceeded", Message: "Request limit exceeded."}
+			}
+			return awsfake.Fault{}
+		}
+		g := w.gateway(func(l *Launcher) {
+			l.Isolate = &Isolation{Ingress: []string{awsfake.SecurityGroup}, Egress: []Rule{{"tcp", 443, 443, "0.0.0.0/0"}}}
+		})
+		for range 10 {
+			if _, err := g.login(t.Context(), "alice"); err == nil {
+				break
+			}
+		}
+		w.cloud.OnCall = nil
+		g.mustLogin(t, "alice")
+		groups := slices.DeleteFunc(w.cloud.Left(), func(s string) bool { return !strings.HasPrefix(s, "security group") })
+		if len(groups) != 1 {
+			t.Errorf("groups %v", groups)
+		}
+	})
+}
+
+// TestPublicIP connects to the public address, at one call more.
+func TestPublicIP(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		g := w.dialer(&bastion.Memory{}, func(l *Launcher) { l.PublicIP = true })
+		g.NetDial = w.agents.dialPublic
+		before := len(w.cloud.Calls())
+		task := g.mustLogin(t, "alice")
+		if calls := w.calls(before); calls["ecs:RunTask"] != 1 || calls["ec2:DescribeNetworkInterfaces"] != 1 {
+			t.Errorf("calls %v", calls)
+		}
+		if !strings.HasPrefix(task.Addr, "203.") {
+			t.Errorf("address %s", task.Addr)
+		}
+		found, err := g.launcher.List(t.Context())
+		if err != nil || len(found) != 1 || found[0].Task.Addr != task.Addr || found[0].Task.Generation != 1 {
+			t.Errorf("listed %+v, %v", found, err)
+		}
+	})
+}
+
+// TestCheck: what is missing is named.
+func TestCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		g := w.gateway(func(l *Launcher) {
+			l.PublicIP = true
+			l.Isolate = &Isolation{Ingress: []string{awsfake.SecurityGroup}, Egress: []Rule{{"-1", -1, -1, "0.0.0.0/0"}}}
+		})
+		who, findings, err := g.launcher.Check(t.Context())
+		if err != nil || !strings.Contains(who, awsfake.Account) {
+			t.Errorf("%s, %v", who, err)
+		}
+		for _, f := range findings {
+			if f.Err != nil {
+				t.Errorf("%s: %v", f.Action, f.Err)
+			}
+		}
+		for _, denied := range findings {
+			w.cloud.Deny(denied.Action, true)
+			_, findings, err := g.launcher.Check(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			for _, f := range findings {
+				if is := errors.Is(f.Err, bastion.ErrDenied); is != (f.Action == denied.Action) {
+					t.Errorf("without %s: %s: %v", denied.Action, f.Action, f.Err)
+				}
+			}
+			w.cloud.Deny(denied.Action, false)
+		}
+		w.live()
+		if left := w.cloud.Left(); len(left) != 0 {
+			t.Errorf("the check left %v", left)
+		}
+		w.cloud.OnCall = onCall("sts:GetCallerIdentity", 100, awsfake.Fault{Status: http.StatusForbidden, Code: "InvalidClientTokenId", Message: "The security token included in the request is invalid."})
+		if _, _, err := g.launcher.Check(t.Context()); err == nil {
+			t.Error("with wrong credentials all is well")
+		}
+	})
+}
