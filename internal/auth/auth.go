@@ -171,6 +171,9 @@ type attempt struct {
 	cert *ssh.Certificate // nil for a plain key
 	from netip.Addr
 	now  time.Time
+	// after is until when the answer counted by which the attempt was let in
+	// before; zero for a login.
+	after time.Time
 
 	// What signed says, once it was asked.
 	signatureKnown bool
@@ -186,7 +189,7 @@ type attempt struct {
 // offered and not proven. It may take as long as LookupTimeout. The error is for
 // the operator's log, not for the user.
 func (k *Keys) Authorize(user string, key ssh.PublicKey, from netip.Addr, now time.Time) (Grant, error) {
-	return k.authorize(user, key, from, now, waiting)
+	return k.authorize(&attempt{user: user, key: key, from: from, now: now}, waiting)
 }
 
 // effort is how far a decision goes.
@@ -198,15 +201,14 @@ const (
 	filesOnly                  // ask nobody
 )
 
-func (k *Keys) authorize(user string, key ssh.PublicKey, from netip.Addr, now time.Time, effort effort) (Grant, error) {
-	if !validUser(user) {
+func (k *Keys) authorize(a *attempt, effort effort) (Grant, error) {
+	if !validUser(a.user) {
 		return Grant{}, errors.New("not a possible user name")
 	}
 	// Looked at before anything is read, so that what changes meanwhile is
 	// seen to have changed.
-	basis := k.look(user)
-	a := &attempt{user: user, key: key, from: from, now: now}
-	a.cert, _ = key.(*ssh.Certificate)
+	basis := k.look(a.user)
+	a.cert, _ = a.key.(*ssh.Certificate)
 	if err := a.checkForm(); err != nil {
 		return Grant{}, err
 	}
@@ -248,7 +250,7 @@ func (k *Keys) decide(a *attempt, effort effort, basis *basis) (Grant, error) {
 		return Grant{}, refusal
 	}
 	for _, l := range k.outside() {
-		file, until, err := l.ask(a.user, a.key, a.from, effort == waiting)
+		file, until, err := l.ask(a.user, a.key, a.from, effort == waiting, a.after)
 		if err != nil {
 			refusal = err
 			continue

@@ -104,8 +104,10 @@ type memory struct {
 }
 
 // usable returns the answer that counts at the time now and until when, or why
-// there is none. ok says that there is no need to ask.
-func (l *lookup) usable(m *memory, now time.Time) (file *keyFile, until time.Time, err error, ok bool) {
+// there is none. ok says that there is no need to ask. If after is not zero, an
+// answer since then counts even if it is a little old, so that one that was asked
+// for in the background is there to be found.
+func (l *lookup) usable(m *memory, now, after time.Time) (file *keyFile, until time.Time, err error, ok bool) {
 	if m == nil {
 		return nil, time.Time{}, nil, false
 	}
@@ -115,6 +117,8 @@ func (l *lookup) usable(m *memory, now time.Time) (file *keyFile, until time.Tim
 	}
 	age := now.Sub(m.at)
 	switch {
+	case m.file != nil && !after.IsZero() && !m.at.Before(after) && age >= 0 && age < emptyFor && !m.failed.After(m.at):
+		return m.file, m.at.Add(fresh), nil, true
 	case m.file != nil && age >= 0 && age < fresh:
 		return m.file, m.at.Add(fresh), nil, true
 	case m.failed.IsZero() || now.Sub(m.failed) >= retryAfter || now.Before(m.failed):
@@ -127,7 +131,8 @@ func (l *lookup) usable(m *memory, now time.Time) (file *keyFile, until time.Tim
 
 // ask returns the user's keys and until when that answer counts. If it does not
 // wait and has no answer at hand, it asks nevertheless and returns ErrUndecided.
-func (l *lookup) ask(user string, key ssh.PublicKey, from netip.Addr, wait bool) (*keyFile, time.Time, error) {
+// For after see usable.
+func (l *lookup) ask(user string, key ssh.PublicKey, from netip.Addr, wait bool, after time.Time) (*keyFile, time.Time, error) {
 	q := question{user: user}
 	if l.perKey {
 		q.key = string(key.Marshal())
@@ -138,7 +143,7 @@ func (l *lookup) ask(user string, key ssh.PublicKey, from netip.Addr, wait bool)
 		now := time.Now()
 		l.mu.Lock()
 		m := l.answers[q]
-		file, until, err, ok := l.usable(m, now)
+		file, until, err, ok := l.usable(m, now, after)
 		if ok {
 			l.mu.Unlock()
 			return file, until, err

@@ -68,7 +68,7 @@ func (f *fakeLookup) set(fail error, user, text string) {
 // has asks, and says whether the answer has a key.
 func (f *fakeLookup) has(t *testing.T, user string) (bool, error) {
 	t.Helper()
-	file, _, err := f.ask(user, edKey(1), home, true)
+	file, _, err := f.ask(user, edKey(1), home, true, time.Time{})
 	if err != nil && !errors.Is(err, ErrUndecided) {
 		t.Errorf("%v is not ErrUndecided", err)
 	}
@@ -127,11 +127,11 @@ func TestLookupDoesNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeLookup(map[string]string{"alice": authorized(edKey(1))})
 		began := time.Now()
-		if _, _, err := f.ask("alice", edKey(1), home, false); !errors.Is(err, ErrUndecided) || time.Since(began) != 0 {
+		if _, _, err := f.ask("alice", edKey(1), home, false, time.Time{}); !errors.Is(err, ErrUndecided) || time.Since(began) != 0 {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
 		time.Sleep(2 * time.Second)
-		file, until, err := f.ask("alice", edKey(1), home, false)
+		file, until, err := f.ask("alice", edKey(1), home, false, time.Time{})
 		if err != nil || len(file.entries) != 1 || !until.Equal(began.Add(time.Second+time.Minute)) {
 			t.Errorf("%v, until %v", err, until)
 		}
@@ -146,7 +146,7 @@ func TestLookupOneAtATime(t *testing.T) {
 			f.perKey = perKey
 			var wg sync.WaitGroup
 			for i := range 12 {
-				wg.Go(func() { f.ask("alice", edKey(byte(i%3)), home, true) })
+				wg.Go(func() { f.ask("alice", edKey(byte(i%3)), home, true, time.Time{}) })
 			}
 			wg.Wait()
 			want := 1
@@ -174,7 +174,7 @@ func TestLookupStrangers(t *testing.T) {
 			var count atomic.Int32
 			for i := range n {
 				wg.Go(func() {
-					if _, _, err := f.ask(fmt.Sprint("user", i, "-", time.Now().Unix()), edKey(1), source(i), true); err != nil {
+					if _, _, err := f.ask(fmt.Sprint("user", i, "-", time.Now().Unix()), edKey(1), source(i), true, time.Time{}); err != nil {
 						count.Add(1)
 					}
 				})

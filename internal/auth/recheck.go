@@ -84,7 +84,7 @@ func (k *Keys) Recheck(user string, key ssh.PublicKey, from netip.Addr, now time
 	if !granted.basis.until.IsZero() {
 		effort = inBackground
 	}
-	g, err := k.authorize(user, key, from, now, effort)
+	g, err := k.authorize(&attempt{user: user, key: key, from: from, now: now, after: granted.basis.until}, effort)
 	if err != nil {
 		return Grant{}, err
 	}

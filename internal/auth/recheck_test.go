@@ -158,21 +158,33 @@ func TestRecheckOfLookups(t *testing.T) {
 	if err := eventually(); err != nil {
 		t.Error(err)
 	}
+	// An answer that is too old for a login when it is looked at is still one.
+	time.Sleep(400 * time.Millisecond)
+	if _, err := k.Recheck("alice", edKey(1), home, today, g); !errors.Is(err, ErrUndecided) {
+		t.Errorf("the answer is too old, and yet %v", err)
+	}
+	time.Sleep(500 * time.Millisecond)
+	if g, err = k.Recheck("alice", edKey(1), home, today, g); err != nil {
+		t.Error(err)
+	}
 	put(t, keys, "")
 	time.Sleep(400 * time.Millisecond)
 	if err := eventually(); err == nil || errors.Is(err, ErrUndecided) {
 		t.Errorf("without the key: %v", err)
 	}
-	os.Remove(keys) // the command fails
-	time.Sleep(400 * time.Millisecond)
-	for range 5 {
-		if _, err := k.Recheck("alice", edKey(1), home, today, g); err == nil {
-			t.Error("still good")
-		}
-		time.Sleep(100 * time.Millisecond)
+
+	// A command that fails has not said no.
+	put(t, keys, authorized(edKey(2))+"\n")
+	if g, err = k.Authorize("bob", edKey(2), home, today); err != nil {
+		t.Fatal(err)
 	}
-	if _, err := k.Recheck("alice", edKey(1), home, today, g); !errors.Is(err, ErrUndecided) {
-		t.Errorf("of a command that fails: %v", err)
+	os.Remove(keys)
+	time.Sleep(400 * time.Millisecond)
+	for range 10 {
+		if _, err := k.Recheck("bob", edKey(2), home, today, g); !errors.Is(err, ErrUndecided) {
+			t.Errorf("of a command that fails: %v", err)
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 }
 
