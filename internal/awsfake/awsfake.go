@@ -14,7 +14,8 @@ package awsfake
 
 import (
 	"bytes"
-	"errors"
+	"cmp"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -44,19 +45,23 @@ const (
 	VPC            = "vpc-0fa4e000"
 	// SecurityGroup is the gateway's.
 	SecurityGroup = "sg-0fa4e001"
+	// defaultGroup is the VPC's, for tasks that name none.
+	defaultGroup = "sg-0fa4e000"
 )
 
 // Subnets are in three zones.
 var Subnets = []string{"subnet-0fa4e00a", "subnet-0fa4e00b", "subnet-0fa4e00c"}
 
 // Times is how long tasks are in the states of their life (Amazon ECS task
-// lifecycle, Developer Guide). Each is called for each task.
+// lifecycle, Developer Guide). Each is called for each task; nil is no time.
 type Times struct {
 	// Provisioning ends with the attachment of the network interface, Pending
 	// with the pull of the image, Activating with the start of the container.
 	Provisioning, Pending, Activating func() time.Duration
 	// Reporting is from then until the task is said to run.
 	Reporting func() time.Duration
+	// Deactivating is between being told to stop and SIGTERM.
+	Deactivating func() time.Duration
 	// Deprovisioning is from the end of the container until the network
 	// interface is gone and the task STOPPED.
 	Deprovisioning func() time.Duration
@@ -112,9 +117,11 @@ type Fault struct {
 	// Status and Code, if set, are the answer, and nothing is done.
 	Status        int
 	Code, Message string
-	// LoseReply does what was asked and then breaks the connection.
+	// LoseReply does what was asked and then breaks the connection. With a
+	// Code, nothing is done and the connection broken.
 	LoseReply bool
-	// Delay is before anything else.
+	// Delay is before anything else. A caller that has gone by then has asked
+	// nothing.
 	Delay time.Duration
 }
 
@@ -123,15 +130,22 @@ var (
 	Throttled   = Fault{Status: 400, Code: "ThrottlingException", Message: "Rate exceeded"}
 	Unavailable = Fault{Status: 503, Code: "ServiceUnavailableException", Message: "Service Unavailable. Please try again later."}
 	Broken      = Fault{Status: 500, Code: "ServerException", Message: "Internal server error"}
+	// ThrottledEC2 is how EC2 says it.
+	ThrottledEC2 = Fault{Status: 503, Code: "RequestLimitExceeded", Message: "Request limit exceeded."}
 )
 
 // A Fate is what becomes of a launch. The zero Fate is a bastion.
 type Fate struct {
 	// Failure, if set, is the reason in failures[], and there is no task.
 	Failure string
-	// FailIn is the state, such as "PENDING", in which the task stops with
-	// StopCode TaskFailedToStart and the Reason.
+	// FailIn is the state, such as "PENDING", at the end of which the task
+	// stops by itself, with the Reason. A task that fails in RUNNING has run
+	// for After.
 	FailIn, Reason string
+	After          time.Duration
+	// StopCode, such as SpotInterruption, is by default TaskFailedToStart,
+	// and in RUNNING EssentialContainerExited.
+	StopCode string
 	// NoAddress keeps it in PROVISIONING for good.
 	NoAddress bool
 }
@@ -142,6 +156,9 @@ const (
 	NoVCPU     = "You've reached the limit on the number of vCPUs you can run concurrently"
 	NoENI      = "Timeout waiting for network interface provisioning to complete."
 	NoImage    = "CannotPullContainerError: pull image manifest has been retried 5 time(s): failed to resolve ref"
+	NoStorage  = "Timeout waiting for EphemeralStorage provisioning to complete."
+	SpotTaken  = "Your Spot Task was interrupted."
+	Retired    = "ECS is performing maintenance on the underlying infrastructure hosting the task."
 	NoSecrets  = "ResourceInitializationError: unable to pull secrets or registry auth: execution resource retrieval failed"
 )
 
@@ -153,16 +170,25 @@ type Launch struct {
 	Spot   bool
 }
 
-// Bucket is a token bucket: Burst calls at once, Rate a second (request
-// throttling, Amazon ECS API Reference).
+// Bucket is a token bucket: Burst calls at once, Rate a second.
 type Bucket struct{ Burst, Rate float64 }
 
-// Documented is the throttling that AWS documents for ECS and Fargate.
+// Documented is the throttling that AWS documents for ECS ("Request throttling",
+// Amazon ECS API Reference) and Fargate ("AWS Fargate throttling quotas",
+// Developer Guide). A RunTask takes from "modify", and for each of its tasks from
+// "launch", or "spot"; StopTask takes from "modify"; DescribeTasks and ListTasks
+// from "read".
 var Documented = map[string]Bucket{
 	"modify": {100, 40},
 	"read":   {100, 20},
 	"launch": {100, 20},
+	"spot":   {100, 20},
 }
+
+// DocumentedRunTask is a limit of RunTask calls that the Developer Guide has
+// besides, for the bucket "run". With it the burst of launches can be had only
+// by calls that start several tasks each.
+var DocumentedRunTask = Bucket{20, 20}
 
 // A Cloud is the account. Make one with [New], set the fields before the first
 // call, and [Cloud.Close] it.
@@ -175,18 +201,22 @@ type Cloud struct {
 	ListLag time.Duration
 	// Duplicates has ListTasks name a task twice.
 	Duplicates bool
-	// Buckets throttle; by default nothing does.
+	// Buckets throttle, as [Documented] and [DocumentedRunTask]; there is one
+	// more, "ec2", for all actions of EC2. By default nothing does.
 	Buckets map[string]Bucket
 	// ClockOffset is how far AWS's clock is ahead.
 	ClockOffset time.Duration
-	// OnCall, if not nil, decides what goes wrong with a call.
+	// OnCall, if not nil, decides what goes wrong with a call. It is called by
+	// several goroutines at once.
 	OnCall func(Call) Fault
-	// OnLaunch, if not nil, decides what becomes of a launch.
+	// OnLaunch, if not nil, decides what becomes of a launch: of each task
+	// that a RunTask asks for. It must not call methods of the Cloud.
 	OnLaunch func(Launch) Fate
-	// StopTimeout is between SIGTERM and SIGKILL; New sets 30 s.
+	// StopTimeout is between SIGTERM and SIGKILL, where the task definition
+	// does not say; New sets 30 s.
 	StopTimeout time.Duration
 	// Network is the first half of all addresses; New sets "10.0". With real
-	// processes it has to be of loopback, such as "127.9".
+	// processes it has to be of loopback; see [Loopback].
 	Network string
 
 	mu          sync.Mutex
@@ -194,12 +224,13 @@ type Cloud struct {
 	calls       []Call
 	counts      map[string]int
 	launches    int
-	tasks       map[string]*task // by ARN
-	tokens      map[string]*token
+	clusters    map[string]bool
+	tasks       map[string]*task      // by ARN
+	tokens      map[string]*token     // by cluster and client token
 	definitions map[string]definition // by family:revision
 	groups      map[string]*group
 	levels      map[string]*level
-	nextIP      int
+	nextIP      map[string]int // by subnet
 	serial      int
 	violations  []string
 	closed      bool
@@ -210,9 +241,7 @@ type Cloud struct {
 // New returns an account with a cluster, a task definition, a VPC with three
 // subnets, and a security group, in which tasks take no time.
 func New(b Backend) *Cloud {
-	zero := Fixed(0)
 	c := &Cloud{
-		Times:       Times{zero, zero, zero, zero, zero},
 		Backend:     b,
 		StopTimeout: 30 * time.Second,
 		Network:     "10.0",
@@ -220,10 +249,16 @@ func New(b Backend) *Cloud {
 		counts:      map[string]int{},
 		tasks:       map[string]*task{},
 		tokens:      map[string]*token{},
-		definitions: map[string]definition{TaskDefinition: {Family: "sallyport-bastion", Revision: 7, Containers: []string{"bastion"}}},
-		groups:      map[string]*group{SecurityGroup: {ID: SecurityGroup, Name: "gateway", VPC: VPC, preset: true, egress: openEgress()}},
-		levels:      map[string]*level{},
-		ending:      make(chan struct{}),
+		clusters:    map[string]bool{Cluster: true},
+		nextIP:      map[string]int{},
+		definitions: map[string]definition{TaskDefinition: preset()},
+		groups: map[string]*group{
+			SecurityGroup: {ID: SecurityGroup, Name: "gateway", VPC: VPC, Description: "The gateway", preset: true, egress: openEgress()},
+			defaultGroup: {ID: defaultGroup, Name: "default", VPC: VPC, Description: "default VPC security group", preset: true,
+				ingress: []rule{{"-1", "", "", defaultGroup}}, egress: openEgress()},
+		},
+		levels: map[string]*level{},
+		ending: make(chan struct{}),
 	}
 	return c
 }
@@ -271,7 +306,8 @@ func (c *Cloud) Calls() []Call {
 	return slices.Clone(c.calls)
 }
 
-// Violations returns what must never be: so far, an owner with two live tasks.
+// Violations returns what must never have been: an owner with two live tasks in
+// one deployment, and a task whose tags name another owner than its environment.
 func (c *Cloud) Violations() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -286,7 +322,7 @@ func (c *Cloud) Left() []string {
 	var left []string
 	for _, t := range c.tasks {
 		if t.last != "STOPPED" {
-			left = append(left, fmt.Sprintf("task %s of %s is %s", t.arn, t.owner, t.last))
+			left = append(left, fmt.Sprintf("task %s of %s is %s, with %s", t.arn, t.owner, t.last, t.eni))
 		}
 	}
 	for _, g := range c.groups {
@@ -313,6 +349,34 @@ func (c *Cloud) Live() []string {
 	return owners
 }
 
+// A Task is one that there has been.
+type Task struct {
+	ARN, Owner, IP string
+	Env            map[string]string // that its container was given
+	Last, Desired  string            // lastStatus and desiredStatus
+	Created        time.Time
+}
+
+// Tasks returns all tasks, stopped ones too, in the order of their creation.
+func (c *Cloud) Tasks() []Task {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all []Task
+	for _, t := range byAge(c.tasks) {
+		all = append(all, Task{ARN: t.arn, Owner: t.owner, IP: t.ip, Env: maps.Clone(t.env), Last: t.last, Desired: t.desired, Created: t.created})
+	}
+	return all
+}
+
+// Stop stops one task as StopAll does all. It does nothing if there is none.
+func (c *Cloud) Stop(task, stopCode, reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if t := c.tasks[task]; t != nil {
+		t.stop(stopCode, reason)
+	}
+}
+
 // StopAll does to all tasks that run what a person, a Spot interruption or the
 // retirement of a host do.
 func (c *Cloud) StopAll(stopCode, reason string) {
@@ -323,7 +387,8 @@ func (c *Cloud) StopAll(stopCode, reason string) {
 	}
 }
 
-// Close stops all tasks at once, and waits until they have.
+// Close stops all tasks at once, and waits until they have. Calls are answered
+// with an error from then on.
 func (c *Cloud) Close() {
 	c.mu.Lock()
 	if !c.closed {
@@ -382,8 +447,6 @@ func (c *Cloud) HTTPClient() aws.HTTPClient { return inMemory{c} }
 
 type inMemory struct{ cloud *Cloud }
 
-var errLost = errors.New("write: connection reset by peer")
-
 func (m inMemory) Do(r *http.Request) (*http.Response, error) {
 	if err := r.Context().Err(); err != nil {
 		return nil, err
@@ -403,13 +466,17 @@ func (m inMemory) Do(r *http.Request) (*http.Response, error) {
 // lost is how package net calls a connection that has broken.
 type lost struct{}
 
-func (*lost) Error() string   { return errLost.Error() }
+func (*lost) Error() string   { return "read: connection reset by peer" }
 func (*lost) Timeout() bool   { return false }
 func (*lost) Temporary() bool { return true }
 
 // serve answers a request, and returns false if the reply is to be lost.
 func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) bool {
-	body, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
+	var body []byte
+	var err error
+	if r.Body != nil {
+		body, err = io.ReadAll(io.LimitReader(r.Body, 1<<20))
+	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return true
@@ -421,13 +488,13 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) bool {
 	}
 	service, name, _ := strings.Cut(action, ":")
 
-	owner := ""
+	var in runTask
 	if action == "ecs:RunTask" {
-		owner = ownerOf(body)
+		json.Unmarshal(body, &in) // runTask complains
 	}
 	c.mu.Lock()
 	c.counts[action]++
-	call := Call{Action: action, N: c.counts[action], Time: time.Now(), Owner: owner}
+	call := Call{Action: action, N: c.counts[action], Time: time.Now(), Owner: owner(in.environment())}
 	if action == "ecs:DescribeTasks" {
 		call.Tasks = bytes.Count(body, []byte(":task/"))
 	}
@@ -452,19 +519,21 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) bool {
 		failed = &apiError{fault.Status, fault.Code, fault.Message, nil}
 	}
 	if failed == nil {
-		failed = c.throttle(action)
+		failed = c.throttle(action, in)
 	}
 	if failed == nil {
-		failed = c.authorize(action, form)
+		failed = c.authorize(action, in, form)
 	}
 	if failed == nil {
 		c.mu.Lock()
-		switch service {
-		case "ecs":
+		switch {
+		case c.closed:
+			failed = &apiError{503, "ServiceUnavailable", "the cloud is closed", nil}
+		case service == "ecs":
 			out, failed = c.ecs(name, body)
-		case "ec2":
+		case service == "ec2":
 			out, failed = c.ec2(name, form)
-		case "sts":
+		case service == "sts":
 			out, failed = c.sts(name)
 		}
 		c.mu.Unlock()
@@ -482,28 +551,50 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) bool {
 }
 
 // authorize is IAM.
-func (c *Cloud) authorize(action string, form url.Values) *apiError {
+func (c *Cloud) authorize(action string, in runTask, form url.Values) *apiError {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	missing := ""
+	missing, resource := "", "*"
+	deny := func(action, on string) {
+		if missing == "" && c.denied[action] {
+			missing, resource = action, on
+		}
+	}
+	deny(action, "*")
 	switch {
-	case c.denied[action]:
-		missing = action
-	case action == "ecs:RunTask" && c.denied["iam:PassRole"]:
-		missing = "iam:PassRole"
-	case action == "ecs:RunTask" && c.denied["ecs:TagResource"]:
-		missing = "ecs:TagResource"
+	case action == "ecs:RunTask":
+		def := c.definitions[c.pinned(in.TaskDefinition)]
+		if missing != "" && def.TaskDefinitionArn != "" {
+			resource = def.TaskDefinitionArn
+		}
+		taskRole := def.TaskRole
+		var o overrides
+		if json.Unmarshal(in.Overrides, &o) == nil && o.TaskRole != "" {
+			taskRole = o.TaskRole
+		}
+		for _, role := range []string{taskRole, def.ExecutionRole} {
+			if role != "" {
+				deny("iam:PassRole", role)
+			}
+		}
+		if len(in.Tags) > 0 {
+			deny("ecs:TagResource", arn("ecs", "task/"+Cluster+"/*"))
+		}
+	case action == "ec2:CreateSecurityGroup" && form.Has("TagSpecification.1.ResourceType"):
+		deny("ec2:CreateTags", arn("ec2", "security-group/*"))
 	}
 	who := "User: arn:aws:iam::" + Account + ":user/gateway"
 	switch {
-	case missing == "" && form.Get("DryRun") == "true":
+	case missing == "" && strings.HasPrefix(action, "ec2:") && form.Get("DryRun") == "true":
 		return &apiError{412, "DryRunOperation", "Request would have succeeded, but DryRun flag is set.", nil}
 	case missing == "":
 		return nil
 	case strings.HasPrefix(missing, "ec2:"):
-		return &apiError{403, "UnauthorizedOperation", "You are not authorized to perform this operation. " + who + " is not authorized to perform: " + missing + " because no identity-based policy allows the " + missing + " action", nil}
+		return &apiError{403, "UnauthorizedOperation", "You are not authorized to perform this operation. " + who + " is not authorized to perform: " + missing + " on resource: " + resource + " because no identity-based policy allows the " + missing + " action", nil}
+	case strings.HasPrefix(action, "sts:"):
+		return &apiError{403, "AccessDenied", who + " is not authorized to perform: " + missing, nil}
 	}
-	return refuse("AccessDeniedException", "%s is not authorized to perform: %s on resource: * because no identity-based policy allows the %s action", who, missing, missing)
+	return refuse("AccessDeniedException", "%s is not authorized to perform: %s on resource: %s because no identity-based policy allows the %s action", who, missing, resource, missing)
 }
 
 // A level is how full a bucket is.
@@ -512,37 +603,64 @@ type level struct {
 	at     time.Time
 }
 
-func (c *Cloud) throttle(action string) *apiError {
-	var buckets []string
+// throttle takes from the buckets. A call that is refused takes nothing.
+func (c *Cloud) throttle(action string, in runTask) *apiError {
+	type need struct {
+		bucket string
+		tokens float64
+	}
+	var needs []need
 	switch action {
 	case "ecs:RunTask":
-		buckets = []string{"modify", "launch"}
+		launch := "launch"
+		if in.spot() {
+			launch = "spot"
+		}
+		needs = []need{{"modify", 1}, {"run", 1}, {launch, float64(min(10, max(1, in.count())))}}
 	case "ecs:StopTask":
-		buckets = []string{"modify"}
+		needs = []need{{"modify", 1}}
 	case "ecs:DescribeTasks", "ecs:ListTasks":
-		buckets = []string{"read"}
+		needs = []need{{"read", 1}}
+	}
+	if strings.HasPrefix(action, "ec2:") {
+		needs = []need{{"ec2", 1}}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
-	for _, name := range buckets {
-		b, ok := c.Buckets[name]
+	var levels []*level
+	for _, n := range needs {
+		b, ok := c.Buckets[n.bucket]
 		if !ok {
+			levels = append(levels, &level{n.tokens, now})
 			continue
 		}
-		l := c.levels[name]
+		l := c.levels[n.bucket]
 		if l == nil {
 			l = &level{b.Burst, now}
-			c.levels[name] = l
+			c.levels[n.bucket] = l
 		}
 		l.tokens = min(b.Burst, l.tokens+b.Rate*now.Sub(l.at).Seconds())
 		l.at = now
-		if l.tokens < 1 {
-			return refuse("ThrottlingException", "Rate exceeded")
+		if l.tokens < n.tokens {
+			if n.bucket == "ec2" {
+				return &apiError{ThrottledEC2.Status, ThrottledEC2.Code, ThrottledEC2.Message, nil}
+			}
+			return &apiError{Throttled.Status, Throttled.Code, Throttled.Message, nil}
 		}
-		l.tokens--
+		levels = append(levels, l)
+	}
+	for i, l := range levels {
+		l.tokens -= needs[i].tokens
 	}
 	return nil
+}
+
+// byAge returns tasks in the order of their creation.
+func byAge(tasks map[string]*task) []*task {
+	return slices.SortedFunc(maps.Values(tasks), func(a, b *task) int {
+		return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.arn, b.arn))
+	})
 }
 
 // keys returns those of a map, in order.

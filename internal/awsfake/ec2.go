@@ -3,7 +3,9 @@ package awsfake
 import (
 	"encoding/xml"
 	"fmt"
+	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,6 +34,14 @@ func zoneOf(subnet string) string {
 type xmlTag struct {
 	Key   string `xml:"key"`
 	Value string `xml:"value"`
+}
+
+func xmlTags(tags []tag) []xmlTag {
+	var all []xmlTag
+	for _, t := range tags {
+		all = append(all, xmlTag(t))
+	}
+	return all
 }
 
 type xmlPermission struct {
@@ -78,10 +88,11 @@ type xmlInterface struct {
 }
 
 type xmlSubnet struct {
-	ID   string `xml:"subnetId"`
-	VPC  string `xml:"vpcId"`
-	Zone string `xml:"availabilityZone"`
-	CIDR string `xml:"cidrBlock"`
+	ID    string `xml:"subnetId"`
+	VPC   string `xml:"vpcId"`
+	State string `xml:"state"`
+	Zone  string `xml:"availabilityZone"`
+	CIDR  string `xml:"cidrBlock"`
 }
 
 // ec2 answers a query.
@@ -90,7 +101,7 @@ func (c *Cloud) ec2(action string, form url.Values) ([]byte, *apiError) {
 	var failed *apiError
 	switch action {
 	case "DescribeSubnets":
-		out, failed = describeSubnets(form)
+		out, failed = c.describeSubnets(form)
 	case "DescribeNetworkInterfaces":
 		out, failed = c.describeInterfaces(form)
 	case "DescribeSecurityGroups":
@@ -132,16 +143,100 @@ func list(form url.Values, name string) []string {
 	return all
 }
 
-// filters returns the values by the filter's name.
-func filters(form url.Values) map[string][]string {
-	all := map[string][]string{}
-	for i := 1; form.Has(fmt.Sprintf("Filter.%d.Name", i)); i++ {
-		all[form.Get(fmt.Sprintf("Filter.%d.Name", i))] = list(form, fmt.Sprintf("Filter.%d.Value", i))
-	}
-	return all
+// A filter narrows what a Describe action returns ("List and filter using the
+// API", Amazon EC2 User Guide): it matches one of the values, in which "*" and
+// "?" stand for anything.
+type filter struct {
+	name   string
+	values []string
 }
 
-func describeSubnets(form url.Values) (any, *apiError) {
+// filters returns those of a request; known are their names, "tag:" is a prefix.
+func filters(form url.Values, known ...string) ([]filter, *apiError) {
+	var all []filter
+	for i := 1; form.Has(fmt.Sprintf("Filter.%d.Name", i)); i++ {
+		f := filter{form.Get(fmt.Sprintf("Filter.%d.Name", i)), list(form, fmt.Sprintf("Filter.%d.Value", i))}
+		name := f.name
+		if strings.HasPrefix(name, "tag:") {
+			name = "tag:"
+		}
+		if !slices.Contains(known, name) {
+			return nil, refuse("InvalidParameterValue", "The filter '%s' is invalid", f.name)
+		}
+		if len(f.values) > 200 {
+			return nil, refuse("FilterLimitExceeded", "The maximum number of filter values is 200")
+		}
+		all = append(all, f)
+	}
+	return all, nil
+}
+
+// matches reports whether all filters match; have returns the values that
+// something has for a filter.
+func matches(all []filter, have func(name string) []string) bool {
+	for _, f := range all {
+		values := have(f.name)
+		if !slices.ContainsFunc(f.values, func(pattern string) bool {
+			return slices.ContainsFunc(values, func(v string) bool { return glob(pattern, v) })
+		}) {
+			return false
+		}
+	}
+	return true
+}
+
+// glob reports whether a value matches a pattern with "*", "?" and "\\".
+func glob(pattern, value string) bool {
+	// At most one star is open at a time: the last. A mismatch after it has
+	// it take one character more.
+	star, from := -1, 0
+	p, v := 0, 0
+	for v < len(value) {
+		switch {
+		case p < len(pattern) && pattern[p] == '*':
+			star, from = p, v
+			p++
+		case p < len(pattern) && pattern[p] == '?':
+			p, v = p+1, v+1
+		case p+1 < len(pattern) && pattern[p] == '\\' && pattern[p+1] == value[v]:
+			p, v = p+2, v+1
+		case p < len(pattern) && pattern[p] != '\\' && pattern[p] == value[v]:
+			p, v = p+1, v+1
+		case star >= 0:
+			from++
+			p, v = star+1, from
+		default:
+			return false
+		}
+	}
+	return strings.Trim(pattern[p:], "*") == ""
+}
+
+// page returns the part of a result that is asked for, and the token for the
+// next. Without MaxResults it is all there is.
+func page[T any](all []T, form url.Values) ([]T, string, *apiError) {
+	most, from := len(all), 0
+	if asked := form.Get("MaxResults"); asked != "" {
+		n, err := strconv.Atoi(asked)
+		if err != nil || n < 5 || n > 1000 {
+			return nil, "", refuse("InvalidParameterValue", "Value ( %s ) for parameter maxResults is invalid. Expecting a value between 5 and 1000.", asked)
+		}
+		most = n
+	}
+	if token := form.Get("NextToken"); token != "" {
+		n, err := strconv.Atoi(token)
+		if err != nil || n < 0 || n > len(all) {
+			return nil, "", refuse("InvalidNextToken", "The token '%s' is invalid", token)
+		}
+		from = n
+	}
+	if len(all)-from > most {
+		return all[from : from+most], strconv.Itoa(from + most), nil
+	}
+	return all[from:], "", nil
+}
+
+func (c *Cloud) describeSubnets(form url.Values) (any, *apiError) {
 	var out struct {
 		XMLName xml.Name    `xml:"r"`
 		Subnets []xmlSubnet `xml:"subnetSet>item"`
@@ -152,9 +247,16 @@ func describeSubnets(form url.Values) (any, *apiError) {
 			return nil, refuse("InvalidSubnetID.NotFound", "The subnet ID '%s' does not exist", id)
 		}
 	}
+	want, failed := filters(form, "vpc-id", "subnet-id", "availability-zone")
+	if failed != nil {
+		return nil, failed
+	}
 	for i, id := range Subnets {
-		if len(ids) == 0 || slices.Contains(ids, id) {
-			out.Subnets = append(out.Subnets, xmlSubnet{id, VPC, zoneOf(id), fmt.Sprintf("10.0.%d.0/20", 16*i)})
+		s := xmlSubnet{id, VPC, "available", zoneOf(id), fmt.Sprintf("%s.%d.0/20", c.Network, 16*i)}
+		if (len(ids) == 0 || slices.Contains(ids, id)) && matches(want, func(name string) []string {
+			return []string{map[string]string{"vpc-id": s.VPC, "subnet-id": s.ID, "availability-zone": s.Zone}[name]}
+		}) {
+			out.Subnets = append(out.Subnets, s)
 		}
 	}
 	return out, nil
@@ -164,15 +266,25 @@ func (c *Cloud) describeInterfaces(form url.Values) (any, *apiError) {
 	var out struct {
 		XMLName    xml.Name       `xml:"r"`
 		Interfaces []xmlInterface `xml:"networkInterfaceSet>item"`
+		Next       string         `xml:"nextToken,omitempty"`
 	}
 	ids := list(form, "NetworkInterfaceId")
+	want, failed := filters(form, "network-interface-id", "group-id", "subnet-id", "vpc-id", "private-ip-address", "status")
+	if failed != nil {
+		return nil, failed
+	}
 	seen := map[string]bool{}
-	for _, name := range keys(c.tasks) {
-		t := c.tasks[name]
+	for _, t := range byAge(c.tasks) {
 		if !t.attached || len(ids) > 0 && !slices.Contains(ids, t.eni) {
 			continue
 		}
 		seen[t.eni] = true
+		if !matches(want, func(name string) []string {
+			return map[string][]string{"network-interface-id": {t.eni}, "group-id": t.groups, "subnet-id": {t.subnet}, "vpc-id": {VPC},
+				"private-ip-address": {t.ip}, "status": {"in-use"}}[name]
+		}) {
+			continue
+		}
 		i := xmlInterface{ID: t.eni, Subnet: t.subnet, VPC: VPC, Status: "in-use", IP: t.ip}
 		if t.public {
 			i.Association = &struct {
@@ -191,7 +303,8 @@ func (c *Cloud) describeInterfaces(form url.Values) (any, *apiError) {
 			return nil, refuse("InvalidNetworkInterfaceID.NotFound", "The networkInterface ID '%s' does not exist", id)
 		}
 	}
-	return out, nil
+	out.Interfaces, out.Next, failed = page(out.Interfaces, form)
+	return out, failed
 }
 
 // publicIP is where a task with a public address is reached. It differs from the
@@ -209,62 +322,69 @@ func (c *Cloud) describeGroups(form url.Values) (any, *apiError) {
 		Groups  []xmlGroup `xml:"securityGroupInfo>item"`
 		Next    string     `xml:"nextToken,omitempty"`
 	}
-	ids, want := list(form, "GroupId"), filters(form)
+	ids := list(form, "GroupId")
+	want, failed := filters(form, "group-name", "group-id", "vpc-id", "owner-id", "description", "tag:", "tag-key")
+	if failed != nil {
+		return nil, failed
+	}
 	for _, id := range ids {
 		if c.groups[id] == nil {
 			return nil, refuse("InvalidGroup.NotFound", "The security group '%s' does not exist", id)
 		}
 	}
+	if len(ids) > 0 && form.Has("MaxResults") {
+		return nil, refuse("InvalidParameterCombination", "The parameter GroupId cannot be used with the parameter MaxResults")
+	}
 	for _, id := range keys(c.groups) {
 		g := c.groups[id]
-		if len(ids) > 0 && !slices.Contains(ids, id) || !g.matches(want) {
+		if len(ids) > 0 && !slices.Contains(ids, id) || !matches(want, g.filtered) {
 			continue
 		}
 		x := xmlGroup{Owner: Account, ID: g.ID, Name: g.Name, Description: g.Description, VPC: g.VPC,
 			Ingress: permissions(g.ingress), Egress: permissions(g.egress)}
-		for _, t := range g.tags {
-			x.Tags = append(x.Tags, xmlTag(t))
-		}
+		x.Tags = xmlTags(g.tags)
 		out.Groups = append(out.Groups, x)
 	}
-	most, _ := strconv.Atoi(form.Get("MaxResults"))
-	from, _ := strconv.Atoi(form.Get("NextToken"))
-	if from < 0 || from > len(out.Groups) {
-		return nil, refuse("InvalidNextToken", "The token is not valid")
-	}
-	out.Groups = out.Groups[from:]
-	if most == 0 {
-		most = 1000
-	}
-	if len(out.Groups) > most {
-		out.Groups, out.Next = out.Groups[:most], strconv.Itoa(from+most)
-	}
-	return out, nil
+	out.Groups, out.Next, failed = page(out.Groups, form)
+	return out, failed
 }
 
-func (g *group) matches(want map[string][]string) bool {
-	for name, values := range want {
-		have := ""
-		switch key, isTag := strings.CutPrefix(name, "tag:"); {
-		case isTag:
-			for _, t := range g.tags {
-				if t.Key == key {
-					have = t.Value
-				}
-			}
-		case name == "group-name":
-			have = g.Name
-		case name == "group-id":
-			have = g.ID
-		case name == "vpc-id":
-			have = g.VPC
-		}
-		if !slices.Contains(values, have) {
-			return false
+// filtered returns what the group has for a filter.
+func (g *group) filtered(name string) []string {
+	var values []string
+	key, byKey := strings.CutPrefix(name, "tag:")
+	for _, t := range g.tags {
+		switch {
+		case byKey && t.Key == key:
+			values = append(values, t.Value)
+		case name == "tag-key":
+			values = append(values, t.Key)
 		}
 	}
-	return true
+	switch name {
+	case "group-name":
+		return []string{g.Name}
+	case "group-id":
+		return []string{g.ID}
+	case "vpc-id":
+		return []string{g.VPC}
+	case "owner-id":
+		return []string{Account}
+	case "description":
+		return []string{g.Description}
+	}
+	return values
 }
+
+// The names and descriptions that security groups may have
+// (API_CreateSecurityGroup), and how many there may be in a Region and rules in
+// each (Amazon VPC quotas).
+var groupPattern = regexp.MustCompile(`^[a-zA-Z0-9 ._\-:/()#,@\[\]+=&;{}!$*]{1,255}$`)
+
+const (
+	maxGroups = 2500
+	maxRules  = 60
+)
 
 func (c *Cloud) createGroup(form url.Values) (any, *apiError) {
 	name, vpc := form.Get("GroupName"), form.Get("VpcId")
@@ -273,8 +393,12 @@ func (c *Cloud) createGroup(form url.Values) (any, *apiError) {
 		return nil, refuse("InvalidVpcID.NotFound", "The vpc ID '%s' does not exist", vpc)
 	case name == "" || form.Get("GroupDescription") == "":
 		return nil, refuse("MissingParameter", "The request must contain the parameter GroupName or GroupDescription")
-	case len(name) > 255 || strings.HasPrefix(name, "sg-"):
-		return nil, refuse("InvalidParameterValue", "Value (%s) for parameter groupName is invalid.", name)
+	case !groupPattern.MatchString(name) || strings.HasPrefix(name, "sg-"):
+		return nil, refuse("InvalidParameterValue", "Value (%s) for parameter GroupName is invalid.", name)
+	case !groupPattern.MatchString(form.Get("GroupDescription")):
+		return nil, refuse("InvalidParameterValue", "Value (%s) for parameter GroupDescription is invalid. Character sets beyond ASCII are not supported.", form.Get("GroupDescription"))
+	case len(c.groups) >= maxGroups:
+		return nil, refuse("SecurityGroupLimitExceeded", "The maximum number of security groups has been reached.")
 	}
 	for _, g := range c.groups {
 		if g.Name == name {
@@ -286,18 +410,27 @@ func (c *Cloud) createGroup(form url.Values) (any, *apiError) {
 		at := fmt.Sprintf("TagSpecification.1.Tag.%d.", i)
 		g.tags = append(g.tags, tag{form.Get(at + "Key"), form.Get(at + "Value")})
 	}
+	if of := form.Get("TagSpecification.1.ResourceType"); len(g.tags) > 0 && of != "security-group" {
+		return nil, refuse("InvalidParameterValue", "'%s' is not a valid taggable resource type for this operation.", of)
+	}
+	if why := badTags(g.tags); why != "" {
+		return nil, refuse("InvalidParameterValue", "%s", why)
+	}
 	c.groups[g.ID] = g
 	return struct {
 		XMLName xml.Name `xml:"r"`
 		Return  bool     `xml:"return"`
 		ID      string   `xml:"groupId"`
 		Tags    []xmlTag `xml:"tagSet>item"`
-	}{Return: true, ID: g.ID}, nil
+	}{Return: true, ID: g.ID, Tags: xmlTags(g.tags)}, nil
 }
 
 func (c *Cloud) deleteGroup(id string) *apiError {
 	if c.groups[id] == nil {
 		return refuse("InvalidGroup.NotFound", "The security group '%s' does not exist", id)
+	}
+	if id == defaultGroup {
+		return refuse("CannotDelete", "the specified group: \"%s\" name: \"default\" cannot be deleted by a user", id)
 	}
 	inUse := refuse("DependencyViolation", "resource %s has a dependent object", id)
 	for _, t := range c.tasks {
@@ -343,7 +476,7 @@ func (c *Cloud) changeRules(action string, form url.Values) *apiError {
 			changed = append(changed, r)
 		}
 	}
-	if len(changed) > 60 {
+	if len(changed) > maxRules {
 		return refuse("RulesPerSecurityGroupLimitExceeded", "The maximum number of rules per security group has been reached.")
 	}
 	*rules = changed
@@ -356,11 +489,27 @@ func (c *Cloud) parseRules(form url.Values) ([]rule, *apiError) {
 	for i := 1; form.Has(fmt.Sprintf("IpPermissions.%d.IpProtocol", i)); i++ {
 		at := fmt.Sprintf("IpPermissions.%d.", i)
 		r := rule{protocol: form.Get(at + "IpProtocol"), from: form.Get(at + "FromPort"), to: form.Get(at + "ToPort")}
-		for _, peer := range []string{"IpRanges.%d.CidrIp", "Ipv6Ranges.%d.CidrIpv6", "Groups.%d.GroupId", "PrefixListIds.%d.PrefixListId"} {
-			for j := 1; form.Has(at + fmt.Sprintf(peer, j)); j++ {
-				r.peer = form.Get(at + fmt.Sprintf(peer, j))
-				if strings.HasPrefix(r.peer, "sg-") && c.groups[r.peer] == nil {
-					return nil, refuse("InvalidGroup.NotFound", "The security group '%s' does not exist", r.peer)
+		if failed := r.checkPorts(); failed != nil {
+			return nil, failed
+		}
+		for _, kind := range []string{"IpRanges.%d.CidrIp", "Ipv6Ranges.%d.CidrIpv6", "Groups.%d.GroupId", "PrefixListIds.%d.PrefixListId"} {
+			for j := 1; form.Has(at + fmt.Sprintf(kind, j)); j++ {
+				r.peer = form.Get(at + fmt.Sprintf(kind, j))
+				network, err := netip.ParsePrefix(r.peer)
+				switch kind[0] {
+				case 'I':
+					if err != nil || network.Addr().Is4() == strings.HasPrefix(kind, "Ipv6") {
+						return nil, refuse("InvalidParameterValue", "CIDR block %s is malformed", r.peer)
+					}
+					r.peer = network.Masked().String()
+				case 'G':
+					if c.groups[r.peer] == nil {
+						return nil, refuse("InvalidGroup.NotFound", "The security group '%s' does not exist", r.peer)
+					}
+				case 'P':
+					if !strings.HasPrefix(r.peer, "pl-") {
+						return nil, refuse("InvalidPrefixListId.Malformed", "The prefix list ID '%s' is malformed", r.peer)
+					}
 				}
 				all = append(all, r)
 			}
@@ -370,6 +519,29 @@ func (c *Cloud) parseRules(form url.Values) ([]rule, *apiError) {
 		return nil, refuse("MissingParameter", "The request must contain the parameter ipPermissions")
 	}
 	return all, nil
+}
+
+// checkPorts brings protocol and ports into the form that EC2 shows them in
+// (API_IpPermission).
+func (r *rule) checkPorts() *apiError {
+	if name, ok := map[string]string{"6": "tcp", "17": "udp", "1": "icmp", "58": "icmpv6", "all": "-1"}[r.protocol]; ok {
+		r.protocol = name
+	}
+	switch r.protocol {
+	case "-1":
+		r.from, r.to = "", ""
+		return nil
+	case "tcp", "udp", "icmp", "icmpv6":
+	default:
+		return refuse("InvalidPermission.Malformed", "Unsupported IP protocol \"%s\"", r.protocol)
+	}
+	from, err1 := strconv.Atoi(r.from)
+	to, err2 := strconv.Atoi(r.to)
+	ports := r.protocol == "tcp" || r.protocol == "udp"
+	if err1 != nil || err2 != nil || from < -1 || to > 65535 || ports && (from < 0 || to < from) {
+		return refuse("InvalidParameterValue", "Invalid TCP/UDP port (range): %s to %s", r.from, r.to)
+	}
+	return nil
 }
 
 func permissions(rules []rule) []xmlPermission {

@@ -3,19 +3,50 @@ package awsfake
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
-// A definition is what is known of a task definition.
+// A definition is a task definition, as it was registered.
 type definition struct {
-	Family     string
-	Revision   int
-	Containers []string
+	Family               string                `json:"family"`
+	Revision             int                   `json:"revision"`
+	TaskDefinitionArn    string                `json:"taskDefinitionArn"`
+	Status               string                `json:"status"`
+	NetworkMode          string                `json:"networkMode"`
+	Compatibilities      []string              `json:"requiresCompatibilities"`
+	CPU                  string                `json:"cpu"`
+	Memory               string                `json:"memory"`
+	TaskRole             string                `json:"taskRoleArn,omitempty"`
+	ExecutionRole        string                `json:"executionRoleArn,omitempty"`
+	ContainerDefinitions []containerDefinition `json:"containerDefinitions"`
+}
+
+type containerDefinition struct {
+	Name        string     `json:"name"`
+	Image       string     `json:"image"`
+	Essential   bool       `json:"essential"`
+	Environment []keyValue `json:"environment"`
+	StopTimeout *int       `json:"stopTimeout,omitempty"`
+}
+
+func role(name string) string { return "arn:aws:iam::" + Account + ":role/" + name }
+
+// preset is the definition that is there from the start.
+func preset() definition {
+	return definition{
+		Family: "sallyport-bastion", Revision: 7, TaskDefinitionArn: arn("ecs", "task-definition/"+TaskDefinition), Status: "ACTIVE",
+		NetworkMode: "awsvpc", Compatibilities: []string{"FARGATE"}, CPU: "256", Memory: "512",
+		TaskRole: role("sallyport-bastion"), ExecutionRole: role("sallyport-execution"),
+		ContainerDefinitions: []containerDefinition{{
+			Name: "bastion", Image: Account + ".dkr.ecr." + Region + ".amazonaws.com/sallyport-bastion:7", Essential: true, Environment: []keyValue{},
+		}},
+	}
 }
 
 type keyValue struct {
@@ -58,6 +89,19 @@ type overrides struct {
 		Name        string     `json:"name"`
 		Environment []keyValue `json:"environment"`
 	} `json:"containerOverrides"`
+	TaskRole string `json:"taskRoleArn"`
+}
+
+// count is how many tasks are asked for.
+func (in runTask) count() int {
+	if in.Count == nil {
+		return 1
+	}
+	return *in.Count
+}
+
+func (in runTask) spot() bool {
+	return len(in.CapacityProviderStrategy) > 0 && in.CapacityProviderStrategy[0].CapacityProvider == "FARGATE_SPOT"
 }
 
 // environment returns what the overrides set.
@@ -75,20 +119,25 @@ func (in runTask) environment() map[string]string {
 	return env
 }
 
-// ownerOf returns the owner a RunTask is for, as user+profile.
-func ownerOf(body []byte) string {
-	var in runTask
-	if json.Unmarshal(body, &in) != nil {
-		return ""
-	}
-	return owner(in.environment())
-}
-
 func owner(env map[string]string) string {
 	if env["SALLYPORT_OWNER"] == "" {
 		return ""
 	}
 	return env["SALLYPORT_OWNER"] + "+" + env["SALLYPORT_PROFILE"]
+}
+
+// ownerInTags is the same by the tags; empty if they do not say.
+func ownerInTags(tags []tag) string {
+	env := map[string]string{}
+	for _, t := range tags {
+		switch t.Key {
+		case "sallyport:user":
+			env["SALLYPORT_OWNER"] = t.Value
+		case "sallyport:profile":
+			env["SALLYPORT_PROFILE"] = t.Value
+		}
+	}
+	return owner(env)
 }
 
 // A token is what ECS remembers of a RunTask ("Ensuring idempotency", Amazon ECS
@@ -141,8 +190,10 @@ func (c *Cloud) ecs(action string, body []byte) ([]byte, *apiError) {
 		out, failed = c.listTasks(body)
 	case "StopTask":
 		out, failed = c.stopTask(body)
+	case "CreateCluster":
+		out, failed = c.createCluster(body)
 	case "DescribeClusters":
-		out = map[string]any{"clusters": []any{map[string]any{"clusterArn": clusterARN(), "clusterName": Cluster, "status": "ACTIVE"}}, "failures": []any{}}
+		out, failed = c.describeClusters(body)
 	case "RegisterTaskDefinition":
 		out, failed = c.registerTaskDefinition(body)
 	case "DescribeTaskDefinition":
@@ -163,7 +214,7 @@ func (c *Cloud) ecs(action string, body []byte) ([]byte, *apiError) {
 func arn(service, resource string) string {
 	return "arn:aws:" + service + ":" + Region + ":" + Account + ":" + resource
 }
-func clusterARN() string { return arn("ecs", "cluster/"+Cluster) }
+func clusterARN(name string) string { return arn("ecs", "cluster/"+name) }
 
 func decode(body []byte, into any) *apiError {
 	if err := json.Unmarshal(body, into); err != nil {
@@ -172,16 +223,66 @@ func decode(body []byte, into any) *apiError {
 	return nil
 }
 
-func checkCluster(name string) *apiError {
-	if name != Cluster && name != clusterARN() {
-		return refuse("ClusterNotFoundException", "Cluster not found.")
+// cluster returns the name of a cluster that a request names, or does not.
+func (c *Cloud) cluster(name string) (string, *apiError) {
+	if name == "" {
+		name = "default"
 	}
-	return nil
+	if short, ok := strings.CutPrefix(name, clusterARN("")); ok {
+		name = short
+	}
+	if !c.clusters[name] {
+		return "", refuse("ClusterNotFoundException", "Cluster not found.")
+	}
+	return name, nil
+}
+
+func (c *Cloud) createCluster(body []byte) (any, *apiError) {
+	var in struct {
+		Name string `json:"clusterName"`
+	}
+	if failed := decode(body, &in); failed != nil {
+		return nil, failed
+	}
+	if in.Name == "" {
+		in.Name = "default"
+	}
+	if !clusterPattern.MatchString(in.Name) {
+		return nil, refuse("InvalidParameterException", "Invalid cluster name.")
+	}
+	c.clusters[in.Name] = true
+	return map[string]any{"cluster": clusterJSON(in.Name)}, nil
+}
+
+func (c *Cloud) describeClusters(body []byte) (any, *apiError) {
+	var in struct {
+		Clusters []string `json:"clusters"`
+	}
+	if failed := decode(body, &in); failed != nil {
+		return nil, failed
+	}
+	if len(in.Clusters) == 0 {
+		in.Clusters = []string{"default"}
+	}
+	clusters, failures := []any{}, []failure{}
+	for _, asked := range in.Clusters {
+		if name, failed := c.cluster(asked); failed == nil {
+			clusters = append(clusters, clusterJSON(name))
+		} else {
+			failures = append(failures, failure{clusterARN(asked), "MISSING"})
+		}
+	}
+	return map[string]any{"clusters": clusters, "failures": failures}, nil
+}
+
+func clusterJSON(name string) any {
+	return map[string]any{"clusterArn": clusterARN(name), "clusterName": name, "status": "ACTIVE"}
 }
 
 var (
 	startedByPattern = regexp.MustCompile(`^[A-Za-z0-9_/-]{1,128}$`)
 	tokenPattern     = regexp.MustCompile(`^[\x21-\x7e]{1,64}$`)
+	clusterPattern   = regexp.MustCompile(`^[A-Za-z0-9_-]{1,255}$`)
 	tagPattern       = regexp.MustCompile(`^[\p{L}\p{N} +\-=._:/@]*$`)
 )
 
@@ -189,9 +290,6 @@ var (
 func (c *Cloud) check(in runTask) *apiError {
 	invalid := func(format string, args ...any) *apiError {
 		return refuse("InvalidParameterException", format, args...)
-	}
-	if failed := checkCluster(in.Cluster); failed != nil {
-		return failed
 	}
 	def, ok := c.definitions[c.pinned(in.TaskDefinition)]
 	if !ok {
@@ -217,16 +315,22 @@ func (c *Cloud) check(in runTask) *apiError {
 			return invalid("The specified capacity provider '%s' was not found.", p.CapacityProvider)
 		}
 	}
-	if len(in.Tags) > 50 {
-		return invalid("too many tags")
+	if len(in.CapacityProviderStrategy) > 20 {
+		return invalid("capacityProviderStrategy can have at most 20 members.")
 	}
-	for _, t := range in.Tags {
-		if len(t.Key) < 1 || len(t.Key) > 128 || len(t.Value) > 256 || !tagPattern.MatchString(t.Key+t.Value) || strings.HasPrefix(t.Key, "aws:") {
-			return invalid("tag %q is not valid", t.Key)
-		}
+	switch in.LaunchType {
+	case "", "FARGATE":
+	default: // EC2, EXTERNAL: there are no machines
+		return invalid("No Container Instances were found in your cluster.")
 	}
-	if len(in.Overrides) > 8192 {
-		return invalid("overrides are longer than 8192 characters")
+	if !slices.Contains([]string{"", "LATEST", "1.4.0", "1.3.0"}, in.PlatformVersion) {
+		return refuse("PlatformUnknownException", "The specified platform version does not exist.")
+	}
+	if why := badTags(in.Tags); why != "" {
+		return invalid("%s", why)
+	}
+	if utf8.RuneCount(in.Overrides) > 8192 {
+		return invalid("Container Overrides length must be at most 8192")
 	}
 	if len(in.Overrides) > 0 {
 		var o overrides
@@ -234,7 +338,7 @@ func (c *Cloud) check(in runTask) *apiError {
 			return failed
 		}
 		for _, co := range o.ContainerOverrides {
-			if !slices.Contains(def.Containers, co.Name) {
+			if !slices.ContainsFunc(def.ContainerDefinitions, func(d containerDefinition) bool { return d.Name == co.Name }) {
 				return invalid("Override for container named %s is not a container in the TaskDefinition.", co.Name)
 			}
 		}
@@ -262,6 +366,28 @@ func (c *Cloud) check(in runTask) *apiError {
 	return nil
 }
 
+// badTags says what is wrong with tags (API_Tag); empty is nothing.
+func badTags(tags []tag) string {
+	if len(tags) > 50 {
+		return "The number of tags exceeds the limit of 50."
+	}
+	seen := map[string]bool{}
+	for _, t := range tags {
+		switch {
+		case t.Key == "" || utf8.RuneCountInString(t.Key) > 128 || utf8.RuneCountInString(t.Value) > 256:
+			return "The key of tag " + strconv.Quote(t.Key) + " must have 1 to 128 characters, and its value at most 256."
+		case !tagPattern.MatchString(t.Key + t.Value):
+			return "Tag " + strconv.Quote(t.Key) + " contains characters that are not allowed."
+		case strings.HasPrefix(strings.ToLower(t.Key), "aws:"):
+			return "Tag " + strconv.Quote(t.Key) + " begins with aws:, which is reserved."
+		case seen[t.Key]:
+			return "Tag " + strconv.Quote(t.Key) + " is given twice."
+		}
+		seen[t.Key] = true
+	}
+	return ""
+}
+
 // pinned returns family:revision.
 func (c *Cloud) pinned(name string) string {
 	name = name[strings.LastIndexByte(name, '/')+1:]
@@ -287,68 +413,139 @@ func (c *Cloud) runTask(body []byte) (any, *apiError) {
 	if failed := decode(body, &in); failed != nil {
 		return nil, failed
 	}
+	cluster, failed := c.cluster(in.Cluster)
+	if failed != nil {
+		return nil, failed
+	}
 	if failed := c.check(in); failed != nil {
 		return nil, failed
 	}
 	now := time.Now()
-	if old := c.tokens[in.ClientToken]; in.ClientToken != "" && old != nil && !old.expired(now) {
-		return replay(old, string(body), now)
+	request, failed := canonical(body)
+	if failed != nil {
+		return nil, failed
 	}
+	key := cluster + "\n" + in.ClientToken
+	if old := c.tokens[key]; in.ClientToken != "" && old != nil && !old.expired(now) {
+		return replay(old, request, now)
+	}
+	record := &token{request: request, made: now}
+	if in.ClientToken != "" {
+		c.tokens[key] = record
+	}
+	for range in.count() {
+		c.launch(in, cluster, record, now)
+	}
+	out := taskList{Tasks: []any{}, Failures: append([]failure{}, record.failures...)}
+	for _, t := range record.tasks {
+		out.Tasks = append(out.Tasks, t.json(true))
+	}
+	return out, nil
+}
 
-	network := in.NetworkConfiguration.AwsvpcConfiguration
-	env := in.environment()
-	c.launches++
-	launch := Launch{
-		N: c.launches, Owner: owner(env), Subnet: network.Subnets[c.launches%len(network.Subnets)],
-		Spot: len(in.CapacityProviderStrategy) > 0 && in.CapacityProviderStrategy[0].CapacityProvider == "FARGATE_SPOT",
+// canonical returns a request in a form that does not depend on how it was
+// written down.
+func canonical(body []byte) (string, *apiError) {
+	var v any
+	if failed := decode(body, &v); failed != nil {
+		return "", failed
 	}
+	text, err := json.Marshal(v)
+	if err != nil {
+		return "", refuse("SerializationException", "%v", err)
+	}
+	return string(text), nil
+}
+
+// launch starts one task, or does not, and records it.
+func (c *Cloud) launch(in runTask, cluster string, record *token, now time.Time) {
+	network := in.NetworkConfiguration.AwsvpcConfiguration
+	def := c.definitions[c.pinned(in.TaskDefinition)]
+	env := map[string]string{}
+	for _, container := range def.ContainerDefinitions {
+		for _, v := range container.Environment {
+			env[v.Name] = v.Value
+		}
+	}
+	maps.Copy(env, in.environment())
+	c.launches++
+	launch := Launch{N: c.launches, Owner: owner(env), Subnet: network.Subnets[c.launches%len(network.Subnets)], Spot: in.spot()}
 	var fate Fate
 	if c.OnLaunch != nil {
 		fate = c.OnLaunch(launch)
 	}
-	record := &token{request: string(body), made: now}
-	if in.ClientToken != "" {
-		c.tokens[in.ClientToken] = record
-	}
 	if fate.Failure != "" {
-		record.failures = []failure{{Reason: fate.Failure}}
-		return taskList{Tasks: []any{}, Failures: record.failures}, nil
+		record.failures = append(record.failures, failure{Reason: fate.Failure})
+		return
 	}
-
+	if byTags := ownerInTags(in.Tags); byTags != "" && byTags != launch.Owner {
+		c.violations = append(c.violations, fmt.Sprintf("the tags say that a task is of %s, and its environment, of %q", byTags, launch.Owner))
+	}
 	if launch.Owner != "" {
 		for _, t := range c.tasks {
-			if t.owner == launch.Owner && t.desired == "RUNNING" {
+			if t.owner == launch.Owner && t.env["SALLYPORT_DEPLOYMENT"] == env["SALLYPORT_DEPLOYMENT"] && t.desired == "RUNNING" {
 				c.violations = append(c.violations, fmt.Sprintf("%s has task %s, and is given another", t.owner, t.arn))
 			}
 		}
 	}
-	c.nextIP++
+	ip, ok := c.address(launch.Subnet)
+	if !ok {
+		fate = Fate{FailIn: "PROVISIONING", Reason: "Unexpected EC2 error while attempting to Create Network Interface in subnet '" + launch.Subnet + "': InsufficientFreeAddressesInSubnet"}
+	}
+	groups := network.SecurityGroups
+	if len(groups) == 0 {
+		groups = []string{defaultGroup}
+	}
 	t := &task{
-		cloud: c, fate: fate, owner: launch.Owner, env: env,
-		arn:       arn("ecs", "task/"+Cluster+"/"+c.id(32)),
-		def:       c.pinned(in.TaskDefinition),
-		in:        in,
-		subnet:    launch.Subnet,
-		spot:      launch.Spot,
-		groups:    network.SecurityGroups,
-		public:    network.AssignPublicIP == "ENABLED",
-		eni:       "eni-" + c.id(17),
-		ip:        fmt.Sprintf("%s.%d.%d", c.Network, c.nextIP/250, 4+c.nextIP%250),
-		created:   now,
-		last:      "PROVISIONING",
-		desired:   "RUNNING",
-		version:   1,
-		stopNow:   make(chan struct{}),
-		tagsExist: true,
+		cloud: c, fate: fate, owner: launch.Owner, env: env, in: in, def: def,
+		cluster:     cluster,
+		arn:         arn("ecs", "task/"+cluster+"/"+c.id(32)),
+		subnet:      launch.Subnet,
+		groups:      groups,
+		spot:        launch.Spot,
+		public:      network.AssignPublicIP == "ENABLED",
+		eni:         "eni-" + c.id(17),
+		attachment:  c.id(32),
+		ip:          ip,
+		stopTimeout: c.StopTimeout,
+		created:     now,
+		last:        "PROVISIONING",
+		desired:     "RUNNING",
+		version:     1,
+		stopNow:     make(chan struct{}),
+		tagsExist:   true,
+	}
+	if s := def.ContainerDefinitions[0].StopTimeout; s != nil {
+		t.stopTimeout = time.Duration(*s) * time.Second
 	}
 	c.tasks[t.arn] = t
-	record.tasks = []*task{t}
+	record.tasks = append(record.tasks, t)
 	c.living.Add(1)
 	go func() { // Close waits for it
 		defer c.living.Done()
 		t.live()
 	}()
-	return taskList{Tasks: []any{t.json(true)}, Failures: []failure{}}, nil
+}
+
+// address returns one of a subnet's that is not in use, and has not been for as
+// long as possible.
+func (c *Cloud) address(subnet string) (string, bool) {
+	used := map[string]bool{}
+	for _, t := range c.tasks {
+		if t.last != "STOPPED" {
+			used[t.ip] = true
+		}
+	}
+	const first, last = 4, 4094 // of a /20, without those that AWS keeps
+	block := 16 * slices.Index(Subnets, subnet)
+	for range last - first + 1 {
+		n := first + c.nextIP[subnet]%(last-first+1)
+		c.nextIP[subnet]++
+		if ip := fmt.Sprintf("%s.%d.%d", c.Network, block+n/256, n%256); !used[ip] {
+			return ip, true
+		}
+	}
+	return "", false
 }
 
 // replay answers a request whose token is known.
@@ -386,7 +583,8 @@ func (c *Cloud) describeTasks(body []byte) (any, *apiError) {
 	if failed := decode(body, &in); failed != nil {
 		return nil, failed
 	}
-	if failed := checkCluster(in.Cluster); failed != nil {
+	cluster, failed := c.cluster(in.Cluster)
+	if failed != nil {
 		return nil, failed
 	}
 	if len(in.Tasks) < 1 || len(in.Tasks) > 100 {
@@ -394,12 +592,9 @@ func (c *Cloud) describeTasks(body []byte) (any, *apiError) {
 	}
 	out := taskList{Tasks: []any{}, Failures: []failure{}}
 	for _, name := range in.Tasks {
-		t := c.find(name)
+		t := c.find(cluster, name)
 		if t == nil || time.Since(t.created) < c.MissingFor {
-			if !strings.Contains(name, "/") {
-				name = arn("ecs", "task/"+Cluster+"/"+name)
-			}
-			out.Failures = append(out.Failures, failure{name, "MISSING"})
+			out.Failures = append(out.Failures, failure{taskARN(cluster, name), "MISSING"})
 			continue
 		}
 		out.Tasks = append(out.Tasks, t.json(slices.Contains(in.Include, "TAGS")))
@@ -407,14 +602,19 @@ func (c *Cloud) describeTasks(body []byte) (any, *apiError) {
 	return out, nil
 }
 
-// find returns a task by its ARN or id; nil if there is none, or it stopped long
-// ago.
-func (c *Cloud) find(name string) *task {
-	if !strings.Contains(name, "/") {
-		name = arn("ecs", "task/"+Cluster+"/"+name)
+// taskARN returns the ARN of a task that is named by it or by its id.
+func taskARN(cluster, name string) string {
+	if strings.Contains(name, "/") {
+		return name
 	}
-	t := c.tasks[name]
-	if t != nil && t.last == "STOPPED" && time.Since(t.stoppedAt) > afterlife {
+	return arn("ecs", "task/"+cluster+"/"+name)
+}
+
+// find returns a task by its ARN or id; nil if there is none in the cluster, or it
+// stopped long ago.
+func (c *Cloud) find(cluster, name string) *task {
+	t := c.tasks[taskARN(cluster, name)]
+	if t == nil || t.cluster != cluster || t.last == "STOPPED" && time.Since(t.stoppedAt) > afterlife {
 		return nil
 	}
 	return t
@@ -435,7 +635,8 @@ func (c *Cloud) listTasks(body []byte) (any, *apiError) {
 	if failed := decode(body, &in); failed != nil {
 		return nil, failed
 	}
-	if failed := checkCluster(in.Cluster); failed != nil {
+	cluster, failed := c.cluster(in.Cluster)
+	if failed != nil {
 		return nil, failed
 	}
 	if in.StartedBy != "" && in.Family+in.DesiredStatus+in.LaunchType+in.ServiceName+in.ContainerInstance != "" {
@@ -445,9 +646,12 @@ func (c *Cloud) listTasks(body []byte) (any, *apiError) {
 	if desired == "" {
 		desired = "RUNNING"
 	}
+	if !slices.Contains([]string{"RUNNING", "PENDING", "STOPPED"}, desired) {
+		return nil, refuse("InvalidParameterException", "desiredStatus must be RUNNING, PENDING or STOPPED")
+	}
 	then := time.Now().Add(-c.ListLag)
 	var found []*task
-	for _, t := range c.tasks {
+	for _, t := range byAge(c.tasks) {
 		was := "RUNNING"
 		if t.desired == "STOPPED" && !t.stopping.After(then) {
 			was = "STOPPED"
@@ -455,15 +659,14 @@ func (c *Cloud) listTasks(body []byte) (any, *apiError) {
 		switch {
 		case t.created.After(then), was != desired:
 		case in.StartedBy != "" && t.in.StartedBy != in.StartedBy:
-		case in.Family != "" && !strings.HasPrefix(t.def, in.Family+":"):
-		case c.find(t.arn) == nil:
+		case in.Family != "" && t.def.Family != in.Family:
+		case in.LaunchType != "" && in.LaunchType != "FARGATE":
+		case in.ServiceName+in.ContainerInstance != "": // there are none
+		case c.find(cluster, t.arn) == nil:
 		default:
 			found = append(found, t)
 		}
 	}
-	sort.Slice(found, func(i, j int) bool {
-		return found[i].created.Before(found[j].created) || found[i].created.Equal(found[j].created) && found[i].arn < found[j].arn
-	})
 	arns := []string{}
 	for _, t := range found {
 		arns = append(arns, t.arn)
@@ -497,10 +700,11 @@ func (c *Cloud) stopTask(body []byte) (any, *apiError) {
 	if failed := decode(body, &in); failed != nil {
 		return nil, failed
 	}
-	if failed := checkCluster(in.Cluster); failed != nil {
+	cluster, failed := c.cluster(in.Cluster)
+	if failed != nil {
 		return nil, failed
 	}
-	t := c.find(in.Task)
+	t := c.find(cluster, in.Task)
 	if t == nil {
 		return nil, refuse("InvalidParameterException", "The referenced task was not found.")
 	}
@@ -510,27 +714,41 @@ func (c *Cloud) stopTask(body []byte) (any, *apiError) {
 }
 
 func (c *Cloud) registerTaskDefinition(body []byte) (any, *apiError) {
-	var in struct {
-		Family               string     `json:"family"`
-		ContainerDefinitions []keyValue `json:"containerDefinitions"`
-	}
-	if failed := decode(body, &in); failed != nil {
+	var d definition
+	if failed := decode(body, &d); failed != nil {
 		return nil, failed
 	}
-	if in.Family == "" || len(in.ContainerDefinitions) == 0 {
-		return nil, refuse("ClientException", "family and containerDefinitions are required.")
+	switch {
+	case !clusterPattern.MatchString(d.Family):
+		return nil, refuse("ClientException", "Family should not be empty, and consist of letters, numbers, hyphens and underscores.")
+	case len(d.ContainerDefinitions) == 0:
+		return nil, refuse("ClientException", "Container list cannot be empty.")
+	case d.NetworkMode != "awsvpc":
+		return nil, refuse("ClientException", "Fargate only supports network mode 'awsvpc'.")
+	case d.CPU == "" || d.Memory == "":
+		return nil, refuse("ClientException", "Fargate requires that 'cpu' and 'memory' be defined at the task level.")
 	}
-	d := definition{Family: in.Family, Revision: 1}
+	for i, container := range d.ContainerDefinitions {
+		if container.Name == "" || container.Image == "" {
+			return nil, refuse("ClientException", "Container.name and Container.image should not be null or empty.")
+		}
+		if s := container.StopTimeout; s != nil && (*s < 2 || *s > 120) { // API_ContainerDefinition, for Fargate
+			return nil, refuse("ClientException", "stopTimeout must be between 2 and 120 seconds.")
+		}
+		if container.Environment == nil {
+			d.ContainerDefinitions[i].Environment = []keyValue{}
+		}
+	}
+	d.Revision, d.Status = 1, "ACTIVE"
 	for _, other := range c.definitions {
 		if other.Family == d.Family && other.Revision >= d.Revision {
 			d.Revision = other.Revision + 1
 		}
 	}
-	for _, container := range in.ContainerDefinitions {
-		d.Containers = append(d.Containers, container.Name)
-	}
-	c.definitions[fmt.Sprintf("%s:%d", d.Family, d.Revision)] = d
-	return map[string]any{"taskDefinition": d.json()}, nil
+	pinned := fmt.Sprintf("%s:%d", d.Family, d.Revision)
+	d.TaskDefinitionArn = arn("ecs", "task-definition/"+pinned)
+	c.definitions[pinned] = d
+	return map[string]any{"taskDefinition": d}, nil
 }
 
 func (c *Cloud) describeTaskDefinition(body []byte) (any, *apiError) {
@@ -544,17 +762,5 @@ func (c *Cloud) describeTaskDefinition(body []byte) (any, *apiError) {
 	if !ok {
 		return nil, refuse("ClientException", "Unable to describe task definition.")
 	}
-	return map[string]any{"taskDefinition": d.json()}, nil
-}
-
-func (d definition) json() any {
-	containers := []any{}
-	for _, name := range d.Containers {
-		containers = append(containers, map[string]any{"name": name, "essential": true, "image": "bastion"})
-	}
-	return map[string]any{
-		"taskDefinitionArn": arn("ecs", fmt.Sprintf("task-definition/%s:%d", d.Family, d.Revision)),
-		"family":            d.Family, "revision": d.Revision, "status": "ACTIVE", "networkMode": "awsvpc",
-		"requiresCompatibilities": []string{"FARGATE"}, "cpu": "256", "memory": "512", "containerDefinitions": containers,
-	}
+	return map[string]any{"taskDefinition": d}, nil
 }

@@ -2,29 +2,36 @@ package awsfake
 
 import (
 	"encoding/json"
+	"strings"
 	"time"
 )
 
 // A task is one, from RunTask until an hour after it has stopped. All but what
 // it was made with is guarded by the cloud's lock.
 type task struct {
-	cloud     *Cloud
-	in        runTask
-	arn, def  string
-	owner     string // user+profile
-	env       map[string]string
-	subnet    string
-	groups    []string
-	spot      bool
-	public    bool
-	eni, ip   string
-	created   time.Time
-	tagsExist bool
-	fate      Fate
+	cloud   *Cloud
+	in      runTask
+	def     definition
+	cluster string
+	arn     string
+	owner   string // user+profile
+	env     map[string]string
+	subnet  string
+	groups  []string
+	spot    bool
+	public  bool
+	eni, ip string
+	created time.Time
+	fate    Fate
+
+	attachment  string
+	stopTimeout time.Duration
 
 	last, desired    string
 	version          int
 	attached         bool
+	tagsExist        bool
+	started          time.Time     // when it was said to run; zero: not yet
 	stopNow          chan struct{} // closed when desired becomes STOPPED
 	stopping         time.Time     // when it did
 	stoppedAt        time.Time
@@ -32,10 +39,27 @@ type task struct {
 	exitCode         *int
 }
 
+// forever is longer than any test.
+const forever = 100 * 365 * 24 * time.Hour
+
+func (f Fate) code(usual string) string {
+	if f.StopCode != "" {
+		return f.StopCode
+	}
+	return usual
+}
+
+func length(f func() time.Duration) time.Duration {
+	if f == nil {
+		return 0
+	}
+	return f()
+}
+
 // live takes the task through its states.
 func (t *task) live() {
 	c := t.cloud
-	if !t.during("PROVISIONING", c.Times.Provisioning()) {
+	if !t.during("PROVISIONING", length(c.Times.Provisioning)) {
 		t.end()
 		return
 	}
@@ -45,12 +69,12 @@ func (t *task) live() {
 		return
 	}
 	t.update(func() { t.attached, t.last = true, "PENDING" })
-	if !t.during("PENDING", c.Times.Pending()) {
+	if !t.during("PENDING", length(c.Times.Pending)) {
 		t.end()
 		return
 	}
 	t.update(func() { t.last = "ACTIVATING" })
-	if !t.during("ACTIVATING", c.Times.Activating()) {
+	if !t.during("ACTIVATING", length(c.Times.Activating)) {
 		t.end()
 		return
 	}
@@ -60,15 +84,19 @@ func (t *task) live() {
 		t.end()
 		return
 	}
-	reported := time.NewTimer(c.Times.Reporting())
+	reported := time.NewTimer(length(c.Times.Reporting))
 	defer reported.Stop()
+	failing := time.NewTimer(forever)
+	defer failing.Stop()
 	for running := true; running; {
 		select {
 		case <-reported.C:
-			t.update(func() { t.last = "RUNNING" })
+			t.update(func() { t.last, t.started = "RUNNING", time.Now() })
 			if t.fate.FailIn == "RUNNING" {
-				t.update(func() { t.stop("EssentialContainerExited", t.fate.Reason) })
+				failing.Reset(t.fate.After)
 			}
+		case <-failing.C:
+			t.update(func() { t.stop(t.fate.code("EssentialContainerExited"), t.fate.Reason) })
 		case <-container.Exited():
 			t.update(func() { t.stop("EssentialContainerExited", "Essential container in task exited") })
 			running = false
@@ -76,11 +104,16 @@ func (t *task) live() {
 			running = false
 		}
 	}
+	t.update(func() { t.last = "DEACTIVATING" })
+	select {
+	case <-time.After(length(c.Times.Deactivating)):
+	case <-c.ending:
+	}
 	t.update(func() { t.last = "STOPPING" })
 	container.Stop(false)
 	select {
 	case <-container.Exited():
-	case <-time.After(c.StopTimeout):
+	case <-time.After(t.stopTimeout):
 		container.Stop(true)
 		<-container.Exited()
 	case <-c.ending:
@@ -101,7 +134,7 @@ func (t *task) during(state string, d time.Duration) bool {
 		return false
 	}
 	if t.fate.FailIn == state {
-		t.update(func() { t.stop("TaskFailedToStart", t.fate.Reason) })
+		t.update(func() { t.stop(t.fate.code("TaskFailedToStart"), t.fate.Reason) })
 		return false
 	}
 	return true
@@ -111,7 +144,7 @@ func (t *task) during(state string, d time.Duration) bool {
 func (t *task) end() {
 	t.update(func() { t.last = "DEPROVISIONING" })
 	select {
-	case <-time.After(t.cloud.Times.Deprovisioning()):
+	case <-time.After(length(t.cloud.Times.Deprovisioning)):
 	case <-t.cloud.ending:
 	}
 	t.update(func() { t.last, t.attached, t.stoppedAt = "STOPPED", false, time.Now() })
@@ -129,6 +162,7 @@ func (t *task) stop(code, reason string) {
 	if t.desired == "STOPPED" {
 		return
 	}
+	t.version++
 	t.desired, t.stopCode, t.reason, t.stopping = "STOPPED", code, reason, time.Now()
 	close(t.stopNow)
 }
@@ -137,32 +171,35 @@ func (t *task) stop(code, reason string) {
 func (t *task) json(tags bool) any {
 	seconds := func(at time.Time) float64 { return float64(at.Add(t.cloud.ClockOffset).UnixMilli()) / 1000 }
 	details := []keyValue{{"subnetId", t.subnet}}
+	interfaces := []any{}
 	status := "PRECREATED"
 	switch {
 	case t.attached:
 		status = "ATTACHED"
-		details = append(details, keyValue{"networkInterfaceId", t.eni}, keyValue{"macAddress", "0a:00:00:00:00:01"},
-			keyValue{"privateDnsName", "ip.eu-west-1.compute.internal"}, keyValue{"privateIPv4Address", t.ip})
+		details = append(details, keyValue{"networkInterfaceId", t.eni}, keyValue{"macAddress", "0a:" + colons(t.eni[4:14])},
+			keyValue{"privateDnsName", "ip-" + strings.ReplaceAll(t.ip, ".", "-") + "." + Region + ".compute.internal"}, keyValue{"privateIPv4Address", t.ip})
+		interfaces = append(interfaces, map[string]any{"attachmentId": t.attachment, "privateIpv4Address": t.ip})
 	case t.last == "STOPPED":
 		status = "DELETED"
 	}
-	container := map[string]any{
-		"name": "bastion", "taskArn": t.arn, "lastStatus": t.last, "cpu": "0", "networkInterfaces": []any{},
-		"containerArn": arn("ecs", "container/"+Cluster+"/x"), "image": "bastion",
-	}
-	if t.attached {
-		container["networkInterfaces"] = []any{map[string]any{"attachmentId": "a", "privateIpv4Address": t.ip}}
-	}
-	if t.exitCode != nil {
-		container["exitCode"] = *t.exitCode
+	containers := []any{}
+	for _, d := range t.def.ContainerDefinitions {
+		container := map[string]any{
+			"name": d.Name, "taskArn": t.arn, "lastStatus": t.containerStatus(), "cpu": "0", "networkInterfaces": interfaces,
+			"containerArn": strings.Replace(t.arn, ":task/", ":container/", 1) + "/" + t.attachment, "image": d.Image,
+		}
+		if t.exitCode != nil {
+			container["exitCode"] = *t.exitCode
+		}
+		containers = append(containers, container)
 	}
 	out := map[string]any{
-		"taskArn": t.arn, "clusterArn": clusterARN(), "taskDefinitionArn": arn("ecs", "task-definition/"+t.def),
+		"taskArn": t.arn, "clusterArn": clusterARN(t.cluster), "taskDefinitionArn": t.def.TaskDefinitionArn,
 		"lastStatus": t.last, "desiredStatus": t.desired, "version": t.version, "startedBy": t.in.StartedBy,
-		"createdAt": seconds(t.created), "cpu": "256", "memory": "512", "availabilityZone": zoneOf(t.subnet),
-		"group": "family:sallyport-bastion", "enableExecuteCommand": false, "platformVersion": "1.4.0", "platformFamily": "Linux",
-		"attachments": []any{map[string]any{"id": "a", "type": "ElasticNetworkInterface", "status": status, "details": details}},
-		"containers":  []any{container},
+		"createdAt": seconds(t.created), "cpu": t.def.CPU, "memory": t.def.Memory, "availabilityZone": zoneOf(t.subnet),
+		"group": "family:" + t.def.Family, "enableExecuteCommand": false, "platformVersion": "1.4.0", "platformFamily": "Linux",
+		"attachments": []any{map[string]any{"id": t.attachment, "type": "ElasticNetworkInterface", "status": status, "details": details}},
+		"containers":  containers,
 		"overrides":   json.RawMessage("{}"),
 		"tags":        []tag{},
 	}
@@ -177,6 +214,9 @@ func (t *task) json(tags bool) any {
 	if tags && t.tagsExist && t.in.Tags != nil {
 		out["tags"] = t.in.Tags
 	}
+	if !t.started.IsZero() {
+		out["startedAt"] = seconds(t.started)
+	}
 	if t.desired == "STOPPED" {
 		out["stopCode"], out["stoppedReason"], out["stoppingAt"] = t.stopCode, t.reason, seconds(t.stopping)
 	}
@@ -184,4 +224,24 @@ func (t *task) json(tags bool) any {
 		out["stoppedAt"] = seconds(t.stoppedAt)
 	}
 	return out
+}
+
+// containerStatus is what the container of the task is said to do.
+func (t *task) containerStatus() string {
+	switch t.last {
+	case "PROVISIONING", "PENDING", "ACTIVATING":
+		return "PENDING"
+	case "RUNNING", "DEACTIVATING", "STOPPING":
+		return "RUNNING"
+	}
+	return "STOPPED"
+}
+
+// colons writes hexadecimal digits as those of a network card.
+func colons(digits string) string {
+	var pairs []string
+	for i := 0; i+2 <= len(digits); i += 2 {
+		pairs = append(pairs, digits[i:i+2])
+	}
+	return strings.Join(pairs, ":")
 }

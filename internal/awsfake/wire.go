@@ -97,7 +97,7 @@ func (c *Cloud) authenticate(r *http.Request, body []byte, service string) *apiE
 	unknown, mismatch, expired := "UnrecognizedClientException", "InvalidSignatureException", "InvalidSignatureException"
 	switch service {
 	case "ec2":
-		unknown, mismatch, expired = "AuthFailure", "AuthFailure", "RequestExpired"
+		unknown, mismatch, expired = "AuthFailure", "AuthFailure", "AuthFailure"
 	case "sts":
 		unknown, mismatch, expired = "InvalidClientTokenId", "SignatureDoesNotMatch", "SignatureDoesNotMatch"
 	}
