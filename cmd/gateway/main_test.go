@@ -25,6 +25,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/sallyport-ssh/sallyport/internal/awsfake"
 )
 
 var bin string // holds the two programs under test
@@ -104,12 +106,16 @@ func (w withPrograms) Run() int {
 // script, and lets it pass.
 //
 // And, for exec, the program pty; see pty_test.go.
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { runScripts(t, "testdata/script", false) }
+
+// runScripts runs those in a folder; on Fargate, or what stands for it, if so
+// asked.
+func runScripts(t *testing.T, dir string, onFargate bool) {
 	me, err := user.Current()
 	if err != nil {
 		t.Fatal(err)
 	}
-	scripts, err := filepath.Glob("testdata/script/*.txtar")
+	scripts, err := filepath.Glob(dir + "/*.txtar")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +130,7 @@ func TestScripts(t *testing.T) {
 	}
 	var worlds atomic.Int32
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+		Dir:                 dir,
 		Deadline:            deadline,
 		RequireExplicitExec: true,
 		Condition: func(cond string) (bool, error) {
@@ -137,6 +143,11 @@ func TestScripts(t *testing.T) {
 			n := worlds.Add(1)
 			w := &world{dir: env.WorkDir, loop: fmt.Sprintf("127.%d.%d.%d", 1+os.Getpid()%200, 1+os.Getpid()/200%200, n)}
 			env.Values[worldKey{}] = w
+			if onFargate {
+				if err := w.toFargate(int(n)); err != nil {
+					return err
+				}
+			}
 			env.Defer(func() { w.end(env.T()) })
 			env.Setenv("PATH", bin+string(filepath.ListSeparator)+os.Getenv("PATH"))
 			env.Setenv("ME", me.Username)
@@ -158,6 +169,12 @@ func TestScripts(t *testing.T) {
 			"baseline":   inWorld((*world).baseline),
 			"settled":    inWorld((*world).settled),
 			"goroutines": inWorld((*world).goroutines),
+			"fate":       inWorld(fate),
+			"stoptasks":  inWorld(stopTasks),
+			"deny":       inWorld(deny(true)),
+			"permit":     inWorld(deny(false)),
+			"calls":      inWorld(calls),
+			"awsenv":     inWorld(awsEnv),
 			"events":     inWorld((*world).events),
 			"status":     status,
 			"eventually": eventually,
@@ -191,6 +208,8 @@ type world struct {
 
 	listeners []io.Closer
 	serving   sync.WaitGroup
+
+	fargate *fargateWorld // nil: bastions are processes of this machine
 }
 
 func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
@@ -243,10 +262,14 @@ var sections = []string{"audit", "recordings"}
 func (w *world) writeConfig() error {
 	var top, profiles strings.Builder
 	done := make(map[string]bool) // headings
-	for _, name := range slices.Sorted(maps.Keys(w.settings)) {
+	settings := w.settings
+	if w.fargate != nil {
+		settings = w.fargate.settings(settings)
+	}
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		path := strings.Split(name, ".")
 		if len(path) == 1 {
-			fmt.Fprintf(&top, "%s: %s\n", name, w.settings[name])
+			fmt.Fprintf(&top, "%s: %s\n", name, settings[name])
 			continue
 		}
 		to, indent := &profiles, 2
@@ -259,7 +282,7 @@ func (w *world) writeConfig() error {
 				fmt.Fprintf(to, "%*s%s:\n", 2*i+indent, "", path[i])
 			}
 		}
-		fmt.Fprintf(to, "%*s%s: %s\n", 2*len(path)-2+indent, "", path[len(path)-1], w.settings[name])
+		fmt.Fprintf(to, "%*s%s: %s\n", 2*len(path)-2+indent, "", path[len(path)-1], settings[name])
 	}
 	return os.WriteFile(w.path("gateway.yaml"), []byte(top.String()+"profiles:\n"+profiles.String()), 0o600)
 }
@@ -286,6 +309,9 @@ func (w *world) startGateway() error {
 	w.gateway.Dir = w.dir
 	w.gateway.Env = append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66",
 		"PATH="+bin+":"+os.Getenv("PATH")) // for agents that are scripts around bastion-agent
+	if w.fargate != nil {
+		w.gateway.Env = append(w.gateway.Env, awsfake.Environ(w.fargate.server.URL)...)
+	}
 	if err := w.gateway.Start(); err != nil {
 		return err
 	}
@@ -366,6 +392,9 @@ func (w *world) kill9(ts *testscript.TestScript, _ []string) {
 // pids returns the bastions of this script's gateways that are alive: each
 // holds the lock of its task.
 func (w *world) pids() []int {
+	if w.fargate != nil {
+		return w.fargate.containers.Pids()
+	}
 	var pids []int
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	for _, fd := range fds {
@@ -426,6 +455,9 @@ func (w *world) end(report interface {
 	}
 	for _, pid := range w.pids() {
 		syscall.Kill(pid, syscall.SIGTERM)
+	}
+	if w.fargate != nil {
+		w.fargate.end(report)
 	}
 	for _, l := range w.listeners {
 		l.Close()

@@ -11,11 +11,8 @@ import (
 )
 
 // Processes is a backend whose containers are real processes, such as
-// bastion-agent, each with an address of its own. Addresses given out in one
-// process are not given out again; Net keeps those of several processes apart.
+// bastion-agent, each with an address of its own; see Network of [Cloud].
 type Processes struct {
-	// Program is what runs, with the argument "serve".
-	Program string
 	// Port is where it is told to listen, at the task's address, by
 	// SALLYPORT_LISTEN.
 	Port int
@@ -25,7 +22,16 @@ type Processes struct {
 	Env []string
 
 	mu      sync.Mutex
+	program string
 	running map[string]*process // by task
+}
+
+// Run has containers that are started from now on run a program, with the
+// argument "serve".
+func (p *Processes) Run(program string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.program = program
 }
 
 type process struct {
@@ -42,7 +48,7 @@ func (p *Processes) Start(task, ip string, env map[string]string) (Container, er
 		return nil, err
 	}
 	defer log.Close()
-	cmd := exec.Command(p.Program, "serve")
+	cmd := exec.Command(p.program, "serve")
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, p.Env...)
