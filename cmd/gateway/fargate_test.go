@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"maps"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -125,13 +124,17 @@ func (f *fargateWorld) settings(local map[string]string) map[string]string {
 		case "audit", "recordings":
 			continue
 		}
-		maps.Copy(out, map[string]string{
-			profile + ".launcher":                "fargate",
-			profile + ".fargate.cluster":         awsfake.Cluster,
-			profile + ".fargate.task_definition": awsfake.TaskDefinition,
-			profile + ".fargate.subnets":         "[" + strings.Join(awsfake.Subnets, ", ") + "]",
-			profile + ".fargate.security_groups": awsfake.SecurityGroup,
-		})
+		for key, value := range map[string]string{
+			".launcher":                "fargate",
+			".fargate.cluster":         awsfake.Cluster,
+			".fargate.task_definition": awsfake.TaskDefinition,
+			".fargate.subnets":         "[" + strings.Join(awsfake.Subnets, ", ") + "]",
+			".fargate.security_groups": awsfake.SecurityGroup,
+		} {
+			if _, given := local[profile+key]; !given {
+				out[profile+key] = value
+			}
+		}
 	}
 	f.containers.Run(program)
 	return out

@@ -154,8 +154,19 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 	if err := events.Write(audit.Event{Type: audit.GatewayStarted}); err != nil {
 		return err
 	}
+	// What runs on this machine can be found by looking. What runs elsewhere is
+	// to be remembered across a restart, with the host keys it has shown.
+	var ledger bastion.Ledger = &bastion.Memory{}
+	if cloud != nil {
+		folder, err := bastion.OpenFolder(filepath.Join(cfg.StateDir, "ledger"), log)
+		if err != nil {
+			return err
+		}
+		defer folder.Close()
+		ledger = folder
+	}
 	dialer := &bastion.Dialer{
-		Ledger:   &bastion.Memory{},
+		Ledger:   ledger,
 		Profiles: kinds,
 		FleetKey: cfg.FleetKey,
 		WrapConn: func(nc net.Conn) net.Conn { return wire.New(nc) },

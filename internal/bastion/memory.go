@@ -24,13 +24,22 @@ func (m *Memory) Get(_ context.Context, owner Owner) (Entry, error) {
 func (m *Memory) Swap(_ context.Context, owner Owner, old, new Entry) (Entry, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	made, err := m.next(owner, old, new)
+	if err != nil {
+		return Entry{}, err
+	}
+	if m.entries == nil {
+		m.entries = map[Owner]Entry{}
+	}
+	m.entries[owner] = made
+	return made, nil
+}
+
+// next returns the entry that replaces old. The caller holds mu.
+func (m *Memory) next(owner Owner, old, new Entry) (Entry, error) {
 	if have := m.entries[owner].Version; have != old.Version {
 		return Entry{}, fmt.Errorf("%w: %s is at version %d, not %d", ErrConflict, owner, have, old.Version)
 	}
 	new.Version = old.Version + 1
-	if m.entries == nil {
-		m.entries = map[Owner]Entry{}
-	}
-	m.entries[owner] = new
 	return new, nil
 }

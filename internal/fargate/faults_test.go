@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -361,6 +362,48 @@ func TestRestart(t *testing.T) {
 		}
 		w.gateway(nil).mustLogin(t, "alice")
 		w.live("alice")
+	})
+}
+
+// TestRememberedFailure: ECS answers a token for which there was no room with the
+// same failure for a day. A gateway with its ledger on disk does not ask again.
+func TestRememberedFailure(t *testing.T) {
+	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+		dir := t.TempDir()
+		open := func() (*bastion.Folder, gateway) {
+			ledger, err := bastion.OpenFolder(dir, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			g := w.dialer(ledger, nil)
+			if err := g.Adopt(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			return ledger, g
+		}
+		ledger, g := open()
+		w.cloud.OnLaunch = func(awsfake.Launch) awsfake.Fate { return awsfake.Fate{Failure: awsfake.NoCapacity} }
+		_, err := g.login(t.Context(), "alice")
+		w.must(err, bastion.ErrCapacity)
+		ledger.Close()
+		w.cloud.OnLaunch = nil
+		ledger, g = open()
+		task := g.mustLogin(t, "alice")
+		ledger.Close()
+		time.Sleep(time.Duration(rng.Int64N(int64(time.Hour))))
+
+		// Nor does it take another host key than before.
+		ledger, g = open()
+		defer ledger.Close()
+		other := testKey(t)
+		w.agents.shows = func(string) ssh.Signer { return other }
+		_, err = g.login(t.Context(), "alice")
+		w.must(err, bastion.ErrHostKey)
+		w.live()
+		w.agents.shows = nil
+		if again := g.mustLogin(t, "alice"); again.Generation != task.Generation+1 {
+			t.Errorf("generation %d after %d", again.Generation, task.Generation)
+		}
 	})
 }
 
