@@ -37,8 +37,10 @@ func parseCAKeys(path string, data []byte) (map[string]int, []error, error) {
 		switch {
 		case err != nil:
 			problems = append(problems, fmt.Errorf("%s:%d: %w", path, n, err))
-		case e.key != nil && keys[string(e.key.Marshal())] == 0:
-			keys[string(e.key.Marshal())] = n
+		case e.key != nil:
+			if ca := e.key.Marshal(); keys[string(ca)] == 0 {
+				keys[string(ca)] = n
+			}
 		}
 	}
 	return keys, problems, nil
@@ -48,12 +50,12 @@ func parseCAKeys(path string, data []byte) (map[string]int, []error, error) {
 // whether the certificate's authority is among the former.
 func (k *Keys) byTrustedCA(a *attempt) (g Grant, known bool, err error) {
 	at := ""
-	ca := string(a.cert.SignatureKey.Marshal())
+	ca := a.cert.SignatureKey.Marshal()
 	for _, path := range k.TrustedUserCAKeys {
 		d, readErr := sharedFile(k, &k.cas, path, whatCA, maxFile, parseCAKeys)
 		if readErr != nil {
 			err = readErr
-		} else if line := d.text[ca]; line != 0 {
+		} else if line := d.text[string(ca)]; line != 0 {
 			at = fmt.Sprintf("%s:%d", filepath.Base(path), line)
 			break
 		}

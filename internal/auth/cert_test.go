@@ -457,6 +457,7 @@ func TestCAKeysFile(t *testing.T) {
 
 // TestKeygenCertificates lets in by what the real ssh-keygen signs.
 func TestKeygenCertificates(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	for _, typ := range []string{"ed25519", "ecdsa", "rsa"} {
 		sshKeygen(t, dir, "-q", "-t", typ, "-N", "", "-f", "user_"+typ)

@@ -240,8 +240,10 @@ func TestPace(t *testing.T) {
 	if p.allow(one, now) || p.allow(two, now) {
 		t.Error("more than the burst")
 	}
-	if !p.allow(one, now.Add(time.Second)) || !p.allow(one, now.Add(time.Second)) || p.allow(one, now.Add(time.Second)) {
-		t.Error("not two a second")
+	for i, want := range []bool{true, true, false} {
+		if p.allow(one, now.Add(time.Second)) != want {
+			t.Errorf("a second later, number %d is not %v", i+1, want)
+		}
 	}
 	if p.allow(one, now) {
 		t.Error("a clock that goes back gives something")

@@ -21,6 +21,7 @@ import (
 // TestKeygenKRL holds the parser against the lists and the answers of the real
 // ssh-keygen: -k makes them, -Q asks them.
 func TestKeygenKRL(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	for _, name := range []string{"ca", "ca2", "a", "b", "c"} {
 		sshKeygen(t, dir, "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", name)
@@ -153,6 +154,7 @@ func holdAgainstKeygen(t *testing.T, dir, krl string, files []string) {
 
 // TestRevokedKeys is about the file, and not about what is in it.
 func TestRevokedKeys(t *testing.T) {
+	t.Parallel()
 	var log bytes.Buffer
 	path := put(t, filepath.Join(t.TempDir(), "revoked"), "")
 	k := &Keys{
@@ -371,6 +373,31 @@ func FuzzKRL(f *testing.F) {
 		other, err := parseKRL(append(data, part(krlCertificates, anyCA, part(krlSerialList, u64(8)))...))
 		if err != nil || (other.check(a) == nil) != (before == nil) {
 			t.Fatalf("another serial changed %v, %v", before, err)
+		}
+	})
+}
+
+// FuzzRevokedList wants every key of a list that is accepted to be revoked, as
+// it logs in: without a certificate around it.
+func FuzzRevokedList(f *testing.F) {
+	for _, s := range []string{"", "# none", plain, lines(plain, "", "\t"+plain+" c\r"), rsaOf(1024), wire("ssh-dss", "x"), "ssh-ed25519 AAAA", authorized(sign(f, nil))} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		r, err := parseRevokedList([]byte(text))
+		if err != nil {
+			return
+		}
+		for line := range strings.SplitSeq(text, "\n") {
+			key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
+			if err != nil || !isKeyType(strings.Fields(line)[0]) {
+				continue
+			}
+			a := &attempt{key: key}
+			a.cert, _ = key.(*ssh.Certificate)
+			if r.check(a) == nil {
+				t.Fatalf("%q is not revoked by %q", line, text)
+			}
 		}
 	})
 }

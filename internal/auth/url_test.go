@@ -176,3 +176,24 @@ func TestRedirects(t *testing.T) {
 		}
 	}
 }
+
+// FuzzExpandURL wants no name of a user to change anything but the place it is for.
+func FuzzExpandURL(f *testing.F) {
+	f.Add("https://github.com/%u.keys", "alice")
+	f.Add("https://x.test/keys?a=b&u=%u#%u", "a&b=../c?d#e%41")
+	f.Add("http://[::1]:80/%u?%u", "\x00\xff")
+	f.Fuzz(func(t *testing.T, template, user string) {
+		u, err := expandURL(template, user)
+		if err != nil {
+			return
+		}
+		plain, err := expandURL(template, "x")
+		if err != nil {
+			t.Fatalf("fine for %q, but not for x: %v", user, err)
+		}
+		if u.Scheme != plain.Scheme || u.Host != plain.Host || u.User != nil || strings.Count(u.EscapedPath(), "/") != strings.Count(plain.EscapedPath(), "/") ||
+			strings.Count(u.RawQuery, "&") != strings.Count(plain.RawQuery, "&") || (u.Fragment == "") != (plain.Fragment == "") && !strings.Contains(template, "#") {
+			t.Fatalf("%q for %q is %s, for x %s", template, user, u, plain)
+		}
+	})
+}

@@ -83,3 +83,24 @@ func TestAuthMistakes(t *testing.T) {
 		}
 	}
 }
+
+// FuzzSplitArgs wants what was split to be put together again.
+func FuzzSplitArgs(f *testing.F) {
+	for _, s := range []string{"", "/bin/keys %u", `a "b c" 'd e'`, `a\ b \"c\"`, `"a`, `'' ""`, "a\t\tb\\"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		args, err := splitArgs(line)
+		if err != nil {
+			return
+		}
+		quoted := make([]string, len(args))
+		for i, arg := range args {
+			quoted[i] = `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(arg) + `"`
+		}
+		again, err := splitArgs(strings.Join(quoted, " "))
+		if err != nil || len(again) != len(args) || len(args) > 0 && !reflect.DeepEqual(again, args) {
+			t.Fatalf("%q is %q, and then %q, %v", line, args, again, err)
+		}
+	})
+}
