@@ -31,6 +31,7 @@ type bench struct {
 	keep    bool
 	gateway server
 	sshd    server
+	binary  string // the gateway; the agent is beside it
 	peer    string // address of the source and sink, see peer.go
 	key     string // file with the private key that logs in everywhere
 	started []*process
@@ -85,6 +86,7 @@ func start(ctx context.Context, dir, gateway, env string, set settings, log *slo
 		}
 		gateway = b.path("bin", "gateway")
 	}
+	b.binary = gateway
 	if err := b.startPeer(); err != nil {
 		return nil, err
 	}

@@ -40,6 +40,7 @@ type settings struct {
 	connects    int
 	idleClients int
 	idle        time.Duration
+	coldStarts  int
 }
 
 func main() {
@@ -78,6 +79,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags.IntVar(&set.connects, "connects", 60, "runs of `ssh HOST true` per server")
 	flags.IntVar(&set.idleClients, "idle-clients", 2000, "connections of the idle section")
 	flags.DurationVar(&set.idle, "idle", 10*time.Minute, "how long the idle section watches")
+	flags.IntVar(&set.coldStarts, "cold-starts", 200, "bastions started on Fargate, or what stands for it")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -89,7 +91,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
 		for name, value := range map[string]string{
 			"size": "256", "rounds": "3", "clients": "50", "sshd-clients": "5", "settle": "10s",
-			"keystrokes": "300", "connects": "10", "idle": "60s",
+			"keystrokes": "300", "connects": "10", "idle": "60s", "cold-starts": "20",
 		} {
 			if !given[name] {
 				flags.Set(name, value)
@@ -119,6 +121,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		{"connect", b.connect},
 		{"memory", b.memory},
 		{"idle", b.idle},
+		{"coldstart", b.coldStart},
 	} {
 		if !wanted.MatchString(s.name) {
 			continue
