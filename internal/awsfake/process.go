@@ -43,7 +43,7 @@ type process struct {
 func (p *Processes) Start(task, ip string, env map[string]string) (Container, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	log, err := os.Create(filepath.Join(p.Dir, "task-"+task[strings.LastIndexByte(task, '/')+1:]+".log"))
+	log, err := os.Create(p.Log(task))
 	if err != nil {
 		return nil, err
 	}
@@ -66,6 +66,10 @@ func (p *Processes) Start(task, ip string, env map[string]string) (Container, er
 	p.running[task] = c
 	go func() { // ends with the process, which the task's goroutine waits for
 		cmd.Wait()
+		// What it has left behind in its process group ends too, as in a
+		// container. Sessions with a terminal are not in it: they end
+		// because their terminal does.
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		p.mu.Lock()
 		delete(p.running, task)
 		p.mu.Unlock()
@@ -83,6 +87,31 @@ func (p *Processes) Pids() []int {
 		pids = append(pids, c.cmd.Process.Pid)
 	}
 	return pids
+}
+
+// Pid returns the process of a task, by its ARN; 0 if it runs no more.
+func (p *Processes) Pid(task string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c := p.running[task]; c != nil {
+		return c.cmd.Process.Pid
+	}
+	return 0
+}
+
+// Kill ends the process of a task, and all in its group, with SIGKILL. It does not
+// wait.
+func (p *Processes) Kill(task string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c := p.running[task]; c != nil {
+		c.Stop(true)
+	}
+}
+
+// Log returns where a task's output is, by its ARN.
+func (p *Processes) Log(task string) string {
+	return filepath.Join(p.Dir, "task-"+task[strings.LastIndexByte(task, '/')+1:]+".log")
 }
 
 // Stop implements [Container]. All that is in the container ends with it.
