@@ -74,19 +74,23 @@ type fargateWorld struct {
 	cloud      *awsfake.Cloud
 	containers *awsfake.Processes
 	server     *httptest.Server
+	release    func() // of the network
 
 	mu   sync.Mutex
 	fate awsfake.Fate
 }
 
-func (w *world) toFargate(n int) error {
+func (w *world) toFargate() error {
 	f := &fargateWorld{containers: &awsfake.Processes{
 		Port: 2022,
 		Dir:  w.dir,
 		Env:  []string{"PATH=" + bin + ":" + os.Getenv("PATH"), "GORACE=halt_on_error=1 exitcode=66"},
 	}}
 	f.cloud = awsfake.New(f.containers)
-	f.cloud.Network = fmt.Sprintf("127.%d", 201+(os.Getpid()+n)%54)
+	var err error
+	if f.cloud.Network, f.release, err = awsfake.Loopback(); err != nil {
+		return err
+	}
 	quick := awsfake.Fixed(50 * time.Millisecond)
 	f.cloud.Times = awsfake.Times{Provisioning: quick, Pending: quick, Activating: quick, Reporting: quick, Deprovisioning: quick}
 	f.cloud.MissingFor = 20 * time.Millisecond
@@ -147,6 +151,7 @@ func (f *fargateWorld) end(report interface {
 }) {
 	f.cloud.Close()
 	f.server.Close()
+	f.release()
 	problems := append(f.cloud.Violations(), f.cloud.Left()...)
 	for _, p := range problems {
 		if !strings.HasPrefix(p, "security group") {

@@ -144,7 +144,7 @@ func runScripts(t *testing.T, dir string, onFargate bool) {
 			w := &world{dir: env.WorkDir, loop: fmt.Sprintf("127.%d.%d.%d", 1+os.Getpid()%200, 1+os.Getpid()/200%200, n)}
 			env.Values[worldKey{}] = w
 			if onFargate {
-				if err := w.toFargate(int(n)); err != nil {
+				if err := w.toFargate(); err != nil {
 					return err
 				}
 			}
