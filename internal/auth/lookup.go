@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -72,7 +73,9 @@ type lookup struct {
 // A question is what an answer is for.
 type question struct {
 	user string
-	key  string // in wire format, if that matters
+	// key is the SHA-256 of the key, if that matters: a certificate may be as
+	// long as its bearer likes.
+	key [sha256.Size]byte
 }
 
 // An answer is what a question brought. A user without keys has an empty file.
@@ -135,7 +138,7 @@ func (l *lookup) usable(m *memory, now, after time.Time) (file *keyFile, until t
 func (l *lookup) ask(user string, key ssh.PublicKey, from netip.Addr, wait bool, after time.Time) (*keyFile, time.Time, error) {
 	q := question{user: user}
 	if l.perKey {
-		q.key = string(key.Marshal())
+		q.key = sha256.Sum256(key.Marshal())
 	}
 	timeout := time.NewTimer(2 * l.timeout) // somebody else's question, and ours
 	defer timeout.Stop()
