@@ -107,6 +107,8 @@ type Keys struct {
 	CommandUser string
 	// URL, if not empty, is where to get the authorized keys of a user; %u in
 	// it stands for her name. It must begin with https, or name this machine.
+	// Only users are asked for who have a file in Dir, if only an empty one:
+	// half the world has keys at such places.
 	URL string
 	// LookupTimeout is how long Command and URL may take; zero means 10 s.
 	// LookupCache is how long an answer counts, zero meaning a minute, and
@@ -175,6 +177,8 @@ type attempt struct {
 	// before; zero for a login.
 	after time.Time
 
+	hasFile bool // the user has one in Dir; see byDir
+
 	// What signed says, once it was asked.
 	signatureKnown bool
 	signatureErr   error
@@ -184,10 +188,11 @@ type attempt struct {
 // address from at the time now. The first line with that key whose from and
 // expiry-time options fit decides, as with sshd.
 //
-// It has no effect other than filling caches, and costs a user who does not
-// exist the same steps as one who does, so it may be asked about keys that are
-// offered and not proven. It may take as long as LookupTimeout. The error is for
-// the operator's log, not for the user.
+// It has no effect other than filling caches, so it may be asked about keys that
+// are offered and not proven. As far as files go, a user who does not exist costs
+// the same steps as one who does; how long a command or a web server takes may
+// tell the two apart. It may take twice as long as LookupTimeout for each of them.
+// The error is for the operator's log, not for the user.
 func (k *Keys) Authorize(user string, key ssh.PublicKey, from netip.Addr, now time.Time) (Grant, error) {
 	return k.authorize(&attempt{user: user, key: key, from: from, now: now}, waiting)
 }
@@ -250,6 +255,9 @@ func (k *Keys) decide(a *attempt, effort effort, basis *basis) (Grant, error) {
 		return Grant{}, refusal
 	}
 	for _, l := range k.outside() {
+		if l.needsFile && !a.hasFile {
+			continue
+		}
 		file, until, err := l.ask(a.user, a.key, a.from, effort == waiting, a.after)
 		if err != nil {
 			refusal = err
@@ -295,7 +303,7 @@ func (k *Keys) byDir(a *attempt) (Grant, bool, error) {
 		if err != nil {
 			return Grant{}, false, err
 		}
-		if d == nil {
+		if a.hasFile = d != nil; !a.hasFile {
 			return Grant{}, false, a.unknown()
 		}
 		g, known, err := d.text.match(a)

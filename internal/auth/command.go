@@ -100,7 +100,7 @@ func (k *Keys) runCommand(ctx context.Context, name string, key ssh.PublicKey, _
 		return answer{}, err
 	}
 	cmd.Args = args
-	out, err := output(ctx, cmd, maxFile)
+	out, err := output(ctx, cmd, maxAnswer)
 	if err != nil {
 		return answer{}, err
 	}

@@ -120,7 +120,7 @@ func TestCommandRefused(t *testing.T) {
 		{"of an unknown user", []string{good}, "nobody-of-that-name", "authorized_keys_command_user"},
 		{"fails", []string{script(t, "echo '"+authorized(edKey(1))+"'; exit 3")}, me(t), "exit status 3"},
 		{"dies", []string{script(t, "echo '"+authorized(edKey(1))+"'; kill -9 $$")}, me(t), "signal: killed"},
-		{"prints too much", []string{script(t, "echo '"+authorized(edKey(1))+"'; exec yes")}, me(t), "prints more than 1048576 bytes"},
+		{"prints too much", []string{script(t, "echo '"+authorized(edKey(1))+"'; exec yes")}, me(t), "prints more than 131072 bytes"},
 		{"unknown token", []string{good, "%h"}, me(t), "the token %h is not known here"},
 		{"half a token", []string{good, "%"}, me(t), "ends in %"},
 	}

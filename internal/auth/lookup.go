@@ -25,8 +25,8 @@ import (
 //     as a question may take.
 //   - Questions for users who are not known to have keys are refused when there
 //     are more than sourceRate of them from one source, or more than totalRate.
-//   - Answers are of 1 MiB at most; maxCached of them are kept, those with keys
-//     before those without.
+//   - Answers are of maxAnswer bytes at most; maxCached of them are kept, those
+//     with keys before those without.
 const (
 	lookupTimeout = 10 * time.Second
 	lookupCache   = time.Minute
@@ -43,6 +43,8 @@ const (
 	totalRate, totalBurst   = 50, 200
 	maxSources              = 4096 // that are counted apart
 
+	maxAnswer = 128 << 10
+
 	complainEvery = 10 * time.Second // in the log, about failures
 )
 
@@ -51,6 +53,8 @@ type lookup struct {
 	setting string
 	// perKey says that the answer depends on the key that is offered.
 	perKey bool
+	// needsFile says that it may be asked only for users who have a file.
+	needsFile bool
 	// fetch asks. It ends soon after ctx does. What it got the last time is
 	// an answer without file if there is none, and may be returned again if
 	// it still holds.
@@ -300,7 +304,7 @@ func (k *Keys) outside() []*lookup {
 			if stale == 0 {
 				stale = lookupStale
 			}
-			add(&lookup{setting: sourceURL, fetch: newFetcher(k.URL).fetch, stale: stale})
+			add(&lookup{setting: sourceURL, needsFile: true, fetch: newFetcher(k.URL).fetch, stale: stale})
 		}
 	})
 	return k.lookups

@@ -132,12 +132,12 @@ func (f *fetcher) fetch(ctx context.Context, user string, _ ssh.PublicKey, last 
 	if strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html") {
 		return answer{}, fmt.Errorf("the answer of %s is a web page", u.Host) // that asks to sign in, most likely
 	}
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxFile+1))
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	switch {
 	case err != nil:
 		return answer{}, fmt.Errorf("reading the answer of %s: %w", u.Host, err)
-	case len(data) > maxFile:
-		return answer{}, fmt.Errorf("the answer of %s is longer than %d bytes", u.Host, maxFile)
+	case len(data) > maxAnswer:
+		return answer{}, fmt.Errorf("the answer of %s is longer than %d bytes", u.Host, maxAnswer)
 	}
 	got := newAnswer(user, data)
 	if etag := resp.Header.Get("ETag"); len(etag) <= 1024 {

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -49,7 +51,7 @@ func TestURL(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked.Add(1)
 		switch r.URL.Path {
-		case "/alice.keys":
+		case "/alice.keys", "/stranger.keys":
 			w.Header().Set("ETag", `"v1"`)
 			if r.Header.Get("If-None-Match") == `"v1"` {
 				unchanged.Add(1)
@@ -82,13 +84,18 @@ func TestURL(t *testing.T) {
 		}
 	}))
 	defer srv.Close()
-	k := &Keys{Dir: keysDir(t), URL: srv.URL + "/%u.keys?token=hunter2", LookupTimeout: time.Second}
+	// Everybody has a file, but stranger.
+	dir := keysDir(t)
+	for _, user := range []string{"alice", "moved", "nobody", "page", "big", "broken", "slow", "loop", "away", "down"} {
+		replace(t, filepath.Join(dir, user), "")
+	}
+	k := &Keys{Dir: dir, URL: srv.URL + "/%u.keys?token=hunter2", LookupTimeout: time.Second}
 	tests := []struct{ user, wantErr string }{
 		{"alice", ""},
 		{"moved", ""},
 		{"nobody", "no line of nobody's authorized keys has this key"},
 		{"page", "is a web page"},
-		{"big", "longer than 1048576 bytes"},
+		{"big", "longer than 131072 bytes"},
 		{"broken", "500 Internal Server Error"},
 		{"slow", "context deadline exceeded"},
 		{"loop", "redirected more than three times"},
@@ -111,8 +118,23 @@ func TestURL(t *testing.T) {
 		}
 	}
 
-	// An answer that has not changed is not sent again.
+	// Whoever has keys there is not a user for it.
 	before := asked.Load()
+	if _, err := k.Authorize("stranger", edKey(1), home, today); err == nil || asked.Load() != before {
+		t.Errorf("a stranger: %v", err)
+	}
+	// Without a file she is none any more.
+	g, err := k.Authorize("alice", edKey(1), home, today)
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(filepath.Join(dir, "alice"))
+	if _, err := k.Recheck("alice", edKey(1), home, today, g); err == nil || errors.Is(err, ErrUndecided) {
+		t.Errorf("without a file: %v", err)
+	}
+
+	// An answer that has not changed is not sent again.
+	before = asked.Load()
 	f := newFetcher(srv.URL + "/%u.keys")
 	first, err := f.fetch(t.Context(), "alice", nil, answer{})
 	if err != nil {

@@ -30,8 +30,8 @@ type Auth struct {
 	// as; required with it. Default none.
 	AuthorizedKeysCommand     []string
 	AuthorizedKeysCommandUser string
-	// AuthorizedKeysURL is where to get users' keys, with %u for the name.
-	// Default none.
+	// AuthorizedKeysURL is where to get the keys of users who have a file in
+	// AuthorizedKeysDir, with %u for the name. Default none.
 	AuthorizedKeysURL string
 	// AuthorizedKeysTimeout is how long these two may take, and
 	// AuthorizedKeysCache how long their answers count. At least 1s, and at
