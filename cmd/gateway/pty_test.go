@@ -28,6 +28,7 @@ import (
 //	expect REGEXP   waits until the output since the last match has one
 //	type TEXT       types it and presses return; ^C and the like are control keys,
 //	                and without return if there is nothing else
+//	press TEXT      types it without return
 //	size ROWS COLS  changes the size of the window
 //	hangup          does to the command what closing the terminal does
 func ptyMain() {
@@ -105,6 +106,9 @@ func (p *person) do(line string) error {
 		return p.expect(rest)
 	case "type":
 		_, err := io.WriteString(p.terminal, keys(rest))
+		return err
+	case "press":
+		_, err := io.WriteString(p.terminal, rest)
 		return err
 	case "size":
 		var ws pty.Winsize
