@@ -291,6 +291,13 @@ func Environ(endpoint string) []string {
 	}
 }
 
+// Set calls f, which may change the fields, between calls.
+func (c *Cloud) Set(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f()
+}
+
 // Deny takes a permission, such as "ecs:RunTask" or "iam:PassRole", from the
 // caller, or with false gives it back.
 func (c *Cloud) Deny(action string, denied bool) {
@@ -499,11 +506,11 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) bool {
 		call.Tasks = bytes.Count(body, []byte(":task/"))
 	}
 	c.calls = append(c.calls, call)
-	index := len(c.calls) - 1
+	index, decide := len(c.calls)-1, c.OnCall
 	c.mu.Unlock()
 	var fault Fault
-	if c.OnCall != nil {
-		fault = c.OnCall(call)
+	if decide != nil {
+		fault = decide(call)
 	}
 	if fault.Delay > 0 {
 		select {

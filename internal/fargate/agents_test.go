@@ -23,7 +23,7 @@ type agents struct {
 
 	// boot is how long a container takes until its agent listens.
 	boot func() time.Duration
-	// shows, if not nil, may give an agent another host key.
+	// shows, if not nil, gives agents other host keys.
 	shows func(ip string) ssh.Signer
 
 	mu      sync.Mutex
@@ -41,6 +41,13 @@ type memAgent struct {
 
 func newAgents(t testing.TB) *agents {
 	return &agents{key: testKey(t), byIP: map[string]*memAgent{}, boot: func() time.Duration { return 5 * time.Second }}
+}
+
+// set calls f, which may change how agents behave.
+func (a *agents) set(f func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f()
 }
 
 // start runs an agent at ip, until stop is called.
@@ -112,11 +119,11 @@ func (a *agents) serve(ip string, agent *memAgent, c net.Conn) {
 		},
 	}
 	config.AddHostKey(a.key)
+	a.mu.Lock()
 	if a.shows != nil {
-		if key := a.shows(ip); key != nil {
-			config.AddHostKey(key) // replaces the other
-		}
+		config.AddHostKey(a.shows(ip)) // replaces the other
 	}
+	a.mu.Unlock()
 	conn, chans, reqs, err := ssh.NewServerConn(c, config)
 	if err != nil {
 		return

@@ -446,6 +446,11 @@ func (l *Launcher) List(ctx context.Context) ([]bastion.OwnedTask, error) {
 			continue // not ours, whatever it says
 		}
 		arn := aws.ToString(task.TaskArn)
+		if aws.ToString(task.LastStatus) != "RUNNING" {
+			// It has an address long before anybody listens there, and is
+			// still being started for as long.
+			delete(addrs, arn)
+		}
 		found = append(found, bastion.OwnedTask{
 			Owner:   bastion.Owner{User: environment(task, envOwner), Profile: l.Profile},
 			Task:    bastion.Task{ID: arn, Principal: environment(task, envPrincipal), Generation: generation, Addr: addrs[arn]},

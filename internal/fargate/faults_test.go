@@ -21,13 +21,30 @@ import (
 )
 
 // seeds is how often each fault is tried, with other delays and chances.
-const seeds = 20
+func seeds() uint64 {
+	if raceEnabled {
+		return 10
+	}
+	return 20
+}
+
+// safe is a source of chance that many goroutines may use.
+type safe struct {
+	mu     sync.Mutex
+	source rand.Source
+}
+
+func (s *safe) Uint64() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.source.Uint64()
+}
 
 // perSeed runs a test in a bubble for each seed; the life of tasks is different in
 // each.
 func perSeed(t *testing.T, test func(t *testing.T, w *world, rng *rand.Rand)) {
 	t.Helper()
-	forSeeds(t, seeds, test)
+	forSeeds(t, seeds(), test)
 }
 
 func forSeeds(t *testing.T, n uint64, test func(t *testing.T, w *world, rng *rand.Rand)) {
@@ -37,7 +54,7 @@ func forSeeds(t *testing.T, n uint64, test func(t *testing.T, w *world, rng *ran
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
 				defer w.end()
-				rng := rand.New(rand.NewPCG(seed, 1))
+				rng := rand.New(&safe{source: rand.NewPCG(seed, 1)})
 				upTo := func(d time.Duration) func() time.Duration { return awsfake.Between(rng, 0, d) }
 				w.cloud.Times = awsfake.Times{
 					Provisioning: upTo(10 * time.Second), Pending: upTo(30 * time.Second), Activating: upTo(10 * time.Second),
@@ -111,7 +128,7 @@ func TestDiesInEachState(t *testing.T) {
 	} {
 		t.Run(tt.fate.Failure+tt.fate.FailIn+tt.fate.Reason, func(t *testing.T) {
 			perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
-				w.agents.boot = func() time.Duration { return time.Minute } // none comes up before its fate
+				w.agents.set(func() { w.agents.boot = func() time.Duration { return time.Minute } }) // none comes up before its fate
 				g := w.gateway(nil)
 				var subnets []string
 				w.cloud.OnLaunch = func(l awsfake.Launch) awsfake.Fate {
@@ -128,8 +145,8 @@ func TestDiesInEachState(t *testing.T) {
 				}
 				w.live()
 				// Once that is over, the next login gets a bastion.
-				w.cloud.OnLaunch = nil
-				w.agents.boot = func() time.Duration { return time.Second }
+				w.cloud.Set(func() { w.cloud.OnLaunch = nil })
+				w.agents.set(func() { w.agents.boot = func() time.Duration { return time.Second } })
 				if task := g.mustLogin(t, "alice"); task.Generation != int64(tt.tries)+1 {
 					t.Errorf("generation %d", task.Generation)
 				}
@@ -187,8 +204,7 @@ func TestGatewayKilled(t *testing.T) {
 		case <-time.After(time.Minute):
 			kill() // long after the launch
 		}
-		first.NetDial = nil
-		w.cloud.OnCall = nil
+		w.cloud.Set(func() { w.cloud.OnCall = nil })
 		time.Sleep(time.Duration(rng.Int64N(int64(10 * time.Second))))
 		second := w.gateway(func(l *Launcher) {})
 		p := second.Profiles["default"]
@@ -287,7 +303,7 @@ func TestNoAddress(t *testing.T) {
 			t.Errorf("gave up after %v", took)
 		}
 		w.live()
-		w.cloud.OnLaunch = nil
+		w.cloud.Set(func() { w.cloud.OnLaunch = nil })
 		g.mustLogin(t, "alice")
 		w.live("alice")
 	})
@@ -297,7 +313,7 @@ func TestNoAddress(t *testing.T) {
 func TestNobodyListens(t *testing.T) {
 	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
 		g := w.gateway(nil)
-		w.agents.boot = func() time.Duration { return time.Hour }
+		w.agents.set(func() { w.agents.boot = func() time.Duration { return time.Hour } })
 		_, err := g.login(t.Context(), "alice")
 		w.must(err, bastion.ErrTimeout)
 		w.live()
@@ -311,11 +327,11 @@ func TestWrongHostKey(t *testing.T) {
 		g := w.gateway(nil)
 		g.mustLogin(t, "alice")
 		other := testKey(t)
-		w.agents.shows = func(string) ssh.Signer { return other }
+		w.agents.set(func() { w.agents.shows = func(string) ssh.Signer { return other } })
 		_, err := g.login(t.Context(), "alice")
 		w.must(err, bastion.ErrHostKey)
 		w.live()
-		w.agents.shows = nil
+		w.agents.set(func() { w.agents.shows = nil })
 		if task := g.mustLogin(t, "alice"); task.Generation != 2 {
 			t.Errorf("generation %d", task.Generation)
 		}
@@ -386,7 +402,7 @@ func TestRememberedFailure(t *testing.T) {
 		_, err := g.login(t.Context(), "alice")
 		w.must(err, bastion.ErrCapacity)
 		ledger.Close()
-		w.cloud.OnLaunch = nil
+		w.cloud.Set(func() { w.cloud.OnLaunch = nil })
 		ledger, g = open()
 		task := g.mustLogin(t, "alice")
 		ledger.Close()
@@ -396,11 +412,11 @@ func TestRememberedFailure(t *testing.T) {
 		ledger, g = open()
 		defer ledger.Close()
 		other := testKey(t)
-		w.agents.shows = func(string) ssh.Signer { return other }
+		w.agents.set(func() { w.agents.shows = func(string) ssh.Signer { return other } })
 		_, err = g.login(t.Context(), "alice")
 		w.must(err, bastion.ErrHostKey)
 		w.live()
-		w.agents.shows = nil
+		w.agents.set(func() { w.agents.shows = nil })
 		if again := g.mustLogin(t, "alice"); again.Generation != task.Generation+1 {
 			t.Errorf("generation %d after %d", again.Generation, task.Generation)
 		}
@@ -419,7 +435,7 @@ func TestClockSkew(t *testing.T) {
 
 // TestManyUsers: 200 users connect at once, and 20 launches a second are allowed.
 func TestManyUsers(t *testing.T) {
-	forSeeds(t, 2, func(t *testing.T, w *world, rng *rand.Rand) {
+	forSeeds(t, 1, func(t *testing.T, w *world, rng *rand.Rand) {
 		w.cloud.Buckets = map[string]awsfake.Bucket{"launch": {Burst: 20, Rate: 20}, "modify": {Burst: 100, Rate: 40}, "read": {Burst: 100, Rate: 20}}
 		g := w.gateway(nil)
 		var users sync.WaitGroup
@@ -440,6 +456,10 @@ func TestManyUsers(t *testing.T) {
 // TestFullRegion: when there is no room, many users who wait do not ask as often,
 // and all are told why.
 func TestFullRegion(t *testing.T) {
+	many := 300
+	if raceEnabled {
+		many = 100
+	}
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.end()
@@ -447,7 +467,7 @@ func TestFullRegion(t *testing.T) {
 		w.cloud.OnLaunch = func(awsfake.Launch) awsfake.Fate { return awsfake.Fate{Failure: awsfake.NoCapacity} }
 		began := time.Now()
 		var users sync.WaitGroup
-		for i := range 300 {
+		for i := range many {
 			users.Go(func() {
 				for time.Since(began) < 10*time.Minute { // patient as people are
 					_, err := g.login(t.Context(), user(i))
@@ -462,11 +482,11 @@ func TestFullRegion(t *testing.T) {
 		if calls := w.calls(0)["ecs:RunTask"]; calls > 40 {
 			t.Errorf("%d calls of RunTask in ten minutes", calls)
 		} else {
-			t.Logf("%d calls of RunTask for %d logins in ten minutes", calls, 300*30)
+			t.Logf("%d calls of RunTask for %d logins in ten minutes", calls, many*30)
 		}
 		// Room comes back, and all get in.
-		w.cloud.OnLaunch = nil
-		for i := range 300 {
+		w.cloud.Set(func() { w.cloud.OnLaunch = nil })
+		for i := range many {
 			users.Go(func() {
 				for range 30 {
 					if _, err := g.login(t.Context(), user(i)); err == nil {
@@ -627,7 +647,7 @@ func TestGroups(t *testing.T) {
 		sweep(1)
 		time.Sleep(2 * time.Hour)
 		sweep(1)
-		w.cloud.Times.Deprovisioning = awsfake.Fixed(2 * time.Hour) // an interface that does not go
+		w.cloud.Set(func() { w.cloud.Times.Deprovisioning = awsfake.Fixed(2 * time.Hour) }) // an interface that does not go
 		w.cloud.StopAll("EssentialContainerExited", "")
 		time.Sleep(10 * time.Second)
 		sweep(1)
@@ -665,7 +685,7 @@ func TestGroupFaults(t *testing.T) {
 				break
 			}
 		}
-		w.cloud.OnCall = nil
+		w.cloud.Set(func() { w.cloud.OnCall = nil })
 		g.mustLogin(t, "alice")
 		groups := slices.DeleteFunc(w.cloud.Left(), func(s string) bool { return !strings.HasPrefix(s, "security group") })
 		if len(groups) != 1 {
@@ -689,6 +709,7 @@ func TestPublicIP(t *testing.T) {
 		if !strings.HasPrefix(task.Addr, "203.") {
 			t.Errorf("address %s", task.Addr)
 		}
+		time.Sleep(5 * time.Second) // until ECS says that it runs
 		found, err := g.launcher.List(t.Context())
 		if err != nil || len(found) != 1 || found[0].Task.Addr != task.Addr || found[0].Task.Generation != 1 {
 			t.Errorf("listed %+v, %v", found, err)

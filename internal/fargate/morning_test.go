@@ -14,7 +14,7 @@ import (
 func TestMorning(t *testing.T) {
 	users := 1000
 	if raceEnabled {
-		users = 400 // the race detector makes handshakes slow
+		users = 300 // the race detector makes handshakes slow
 	}
 	allowed := time.Duration(users-100) * time.Second / 20
 	synctest.Test(t, func(t *testing.T) {
