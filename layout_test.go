@@ -16,7 +16,7 @@ const module = "github.com/sallyport-ssh/sallyport/"
 // point one way: the commands know everything; the gateway knows whom it joins;
 // what can stand alone does.
 var mayImport = map[string][]string{
-	"cmd/gateway":       {"internal/audit", "internal/auth", "internal/bastion", "internal/config", "internal/console", "internal/fargate", "internal/gateway", "internal/local", "internal/oplog", "internal/record", "internal/wire"},
+	"cmd/gateway":       {"internal/audit", "internal/auth", "internal/bastion", "internal/config", "internal/console", "internal/fargate", "internal/gateway", "internal/identity", "internal/local", "internal/oplog", "internal/record", "internal/wire"},
 	"cmd/bastion-agent": {"internal/agent", "internal/oplog", "internal/sshca"},
 	"internal/gateway":  {"internal/audit", "internal/auth", "internal/bastion", "internal/identity", "internal/record", "internal/relay", "internal/wire"},
 	"internal/console":  {"internal/audit", "internal/bastion", "internal/gateway", "internal/identity"},
