@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 )
 
@@ -163,7 +162,7 @@ func (p *Player) Play(ctx context.Context, w io.Writer, r *Reader) error {
 		if due, err = p.wait(ctx, due); err != nil {
 			return err
 		}
-		if _, err := io.Copy(w, strings.NewReader(e.Text)); err != nil {
+		if _, err := io.WriteString(w, e.Text); err != nil {
 			return err
 		}
 	}
