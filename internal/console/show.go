@@ -185,7 +185,7 @@ func (s *session) log(c call) error {
 	}
 	events = events[max(0, len(events)-n):]
 	if c.json {
-		return s.writeJSON(slices.Concat([]event{}, events))
+		return s.writeJSON(append([]event{}, events...))
 	}
 	return s.table(func(w *tabwriter.Writer) {
 		fmt.Fprintln(w, "TIME (UTC)\tID\tFROM\tEVENT")
@@ -254,9 +254,9 @@ func (s *session) whoami(c call) error {
 			PermitOpen      []string `json:"permit_open"`
 			PermitListen    []string `json:"permit_listen"`
 		}{
-			id.User, id.Key, source(id.Client.String(), id.Client.IsValid()), id.ConnID, slices.Concat([]string{}, roles), admin,
+			id.User, id.Key, source(id.Client.String(), id.Client.IsValid()), id.ConnID, append([]string{}, roles...), admin,
 			p.PTY, p.PortForwarding, p.AgentForwarding, p.X11Forwarding, p.UserRC,
-			slices.Concat([]string{}, p.PermitOpen), slices.Concat([]string{}, p.PermitListen),
+			append([]string{}, p.PermitOpen...), append([]string{}, p.PermitListen...),
 		})
 	}
 	list := func(of []string, none string) string {

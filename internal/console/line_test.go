@@ -1,0 +1,147 @@
+package console
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/sallyport-ssh/sallyport/internal/audit"
+	"github.com/sallyport-ssh/sallyport/internal/gateway"
+)
+
+// FuzzParse wants every line either understood or refused with a sentence that
+// is safe to show, and what was understood to mean the same when it is written
+// anew.
+func FuzzParse(f *testing.F) {
+	for _, line := range []string{
+		"status", "status --json", "  stop  prod --yes", "stop -y alice+prod", "log -n 3", "log --last 99999999999999999999", "log --last",
+		"kick", "kick a b", "drain now", "help --yes", "", " \t\v", "nonsense", "\x1b[2J", "stop \xff", "kick \u202e", "whoami --", "kick -", "sessions --json --json",
+		strings.Repeat("x", 5000),
+	} {
+		f.Add(line)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		c, err := parse(line)
+		if err != nil {
+			var misused usage
+			if !errors.As(err, &misused) {
+				t.Fatalf("%q: %T", line, err)
+			}
+			checkHarmless(t, err.Error())
+			return
+		}
+		if len(c.args) > c.command.args || len(c.args) < c.needs || c.yes && !c.asks || c.last < 0 || c.last > 0 && !c.command.last {
+			t.Fatalf("%q: %+v", line, c)
+		}
+		again := append([]string{c.name}, c.args...)
+		if c.json {
+			again = append(again, "--json")
+		}
+		if c.yes {
+			again = append(again, "--yes")
+		}
+		if c.last > 0 {
+			again = append(again, "--last", fmt.Sprint(c.last))
+		}
+		d, err := parse(strings.Join(again, " "))
+		if err != nil || d.name != c.name || !slices.Equal(d.args, c.args) || d.json != c.json || d.yes != c.yes || d.last != c.last {
+			t.Fatalf("%q and %q: %+v, %+v, %v", line, again, c, d, err)
+		}
+	})
+}
+
+func checkHarmless(t *testing.T, text string) {
+	t.Helper()
+	if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsGraphic(r) }) {
+		t.Errorf("a terminal might obey %q", text)
+	}
+}
+
+// FuzzOutput shows whatever strangers may have written, on a terminal and as
+// JSON; the JSON must still say the same.
+func FuzzOutput(f *testing.F) {
+	for _, text := range []string{"plain", "\x1b[31m", "\u009b31m", "\x7f", "\u202etxt.exe", "\xff\xfe", "ü", "日本", "\U000e0001", "\"\\\n\t", strings.Repeat("é", 200), "\u2028"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		shown := harmless(text)
+		checkHarmless(t, shown)
+		if utf8.RuneCountInString(shown) > maxText+3 {
+			t.Errorf("%d characters", utf8.RuneCountInString(shown))
+		}
+		raw, err := json.Marshal(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := printable(raw)
+		checkHarmless(t, string(out))
+		var before, after string
+		if json.Unmarshal(raw, &before); json.Unmarshal(out, &after) != nil || before != after {
+			t.Errorf("%q became %q", before, after)
+		}
+		checkHarmless(t, strings.ReplaceAll(row(gateway.Connection{ClientVersion: "SSH-2.0-" + text}), "\t", " "))
+		checkHarmless(t, harmless(event{Command: text, Rule: text}.text()))
+	})
+}
+
+func TestShort(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0s", 0: "0s", 59*time.Second + 600*time.Millisecond: "1m0s", 61 * time.Second: "1m1s",
+		3*time.Hour + 5*time.Minute: "3h5m", 50 * time.Hour: "2d2h",
+	} {
+		if got := short(d); got != want {
+			t.Errorf("short(%v) = %s, want %s", d, got, want)
+		}
+	}
+	for n, want := range map[int64]string{0: "0", 1023: "1023", 1024: "1.0K", 1536 << 10: "1.5M", 1<<63 - 1: "8.0E"} {
+		if got := size(n); got != want {
+			t.Errorf("size(%d) = %s, want %s", n, got, want)
+		}
+	}
+}
+
+// TestRecent: a stranger can neither make the gateway keep anything, nor push
+// out what a user did.
+func TestRecent(t *testing.T) {
+	r := &Recent{}
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	add := func(user string, kind audit.Type, from string) {
+		at = at.Add(time.Second)
+		r.Add(audit.Event{Time: at, Type: kind, User: user, Client: netip.MustParseAddrPort(from + ":22"), Command: strings.Repeat("x", 1<<10), Reason: "arn:secret"})
+	}
+	add("alice", audit.LoginRefused, "192.0.2.1")
+	add("", audit.Connection, "192.0.2.1")
+	if got := r.of("alice"); len(got) != 0 || len(r.users) != 0 {
+		t.Errorf("before anybody logged in: %+v", got)
+	}
+	add("alice", audit.Login, "192.0.2.2")
+	for i := range 1000 {
+		add("alice", audit.LoginRefused, fmt.Sprintf("198.51.100.%d", i%100))
+	}
+	got := r.of("alice")
+	if len(got) != 1+recentRefusals || got[0].Event != audit.Login || got[1].Times != 1 && got[1].Times != 10 {
+		t.Errorf("%d events: %+v", len(got), got[:2])
+	}
+	if text, _ := json.Marshal(got); strings.Contains(string(text), "secret") || len(got[0].Command) != recentText {
+		t.Errorf("kept %s", text)
+	}
+	for range 1000 {
+		add("alice", audit.Exec, "192.0.2.2")
+	}
+	if got := r.of("alice"); len(got) != recentEvents+recentRefusals {
+		t.Errorf("%d events", len(got))
+	}
+	for i := range 2 * recentUsers {
+		add(fmt.Sprintf("user%d", i), audit.Login, "192.0.2.3")
+	}
+	if len(r.users) != recentUsers || len(r.of("alice")) != 0 || len(r.of(fmt.Sprintf("user%d", 2*recentUsers-1))) != 1 {
+		t.Errorf("%d users", len(r.users))
+	}
+}
