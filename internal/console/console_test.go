@@ -544,6 +544,12 @@ func TestRefusals(t *testing.T) {
 // TestPanic: a panic ends the connection that it happens on, and no other.
 func TestPanic(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
+		w.console.Roles = func(id identity.Identity) ([]string, bool) {
+			if id.User == "alice" {
+				panic("no roles today")
+			}
+			return nil, false
+		}
 		other := w.connect("bob+ctl", "SSH-2.0-test")
 		defer other.Close()
 		c := w.connect("alice+ctl", "SSH-2.0-test")
@@ -551,7 +557,6 @@ func TestPanic(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.console.Roles = func(identity.Identity) ([]string, bool) { panic("no roles today") }
 		var exit *ssh.ExitError
 		if err := s.Run("whoami"); err == nil || errors.As(err, &exit) {
 			t.Errorf("the command ended with %v", err)
@@ -560,7 +565,6 @@ func TestPanic(t *testing.T) {
 		if !strings.Contains(w.log.String(), "no roles today") {
 			t.Errorf("the log has only %s", w.log.String())
 		}
-		w.console.Roles = nil
 		if s, err = other.NewSession(); err != nil {
 			t.Fatal(err)
 		}
