@@ -41,7 +41,7 @@ type world struct {
 	stopped []string // owner and reason
 	stopErr error
 	drained bool
-	log     bytes.Buffer
+	log     screen
 	servers sync.WaitGroup
 }
 
@@ -60,7 +60,7 @@ func newKey(t testing.TB) ssh.Signer {
 
 func newWorld(t testing.TB) *world {
 	w := &world{t: t, key: newKey(t), perms: identity.AllowAll()}
-	log := slog.New(slog.NewTextHandler(lockedWriter{w}, nil))
+	log := slog.New(slog.NewTextHandler(&w.log, nil))
 	w.server = &gateway.Server{
 		HostKeys: []ssh.Signer{newKey(t)},
 		Authorize: func(string, ssh.PublicKey, netip.Addr, time.Time) (auth.Grant, error) {
@@ -79,14 +79,6 @@ func newWorld(t testing.TB) *world {
 	}
 	w.server.Console = w.console.Serve
 	return w
-}
-
-type lockedWriter struct{ w *world }
-
-func (l lockedWriter) Write(p []byte) (int, error) {
-	l.w.mu.Lock()
-	defer l.w.mu.Unlock()
-	return l.w.log.Write(p)
 }
 
 // dial is a bastion in which every command runs for ever.
@@ -409,6 +401,7 @@ func (w *world) terminal(c *ssh.Client) (s *ssh.Session, in io.WriteCloser, out 
 	return s, in, shown.String
 }
 
+// A screen keeps what is written to it.
 type screen struct {
 	mu   sync.Mutex
 	text bytes.Buffer
