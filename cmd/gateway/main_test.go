@@ -199,9 +199,10 @@ type world struct {
 	dir  string
 	loop string // $LOOP
 
-	settings map[string]string // of gateway.yaml; "profile.name" for a profile's
-	gateway  *exec.Cmd
-	port     int
+	settings  map[string]string // of gateway.yaml; "profile.name" for a profile's
+	gateway   *exec.Cmd
+	signalled bool // by the command signal
+	port      int
 
 	open     int // what baseline saw
 	routines int // what the first goroutines saw
@@ -370,7 +371,12 @@ func (w *world) terminate(ts *testscript.TestScript, args []string) {
 	if len(args) > 0 && args[0] == "INT" {
 		sig = syscall.SIGINT
 	}
-	w.gateway.Process.Signal(sig) // it may have ended already
+	// It may have ended already; one that is about to, because it has been
+	// told, would die of a second signal.
+	if !w.signalled {
+		w.gateway.Process.Signal(sig)
+	}
+	w.signalled = false
 	err := w.gateway.Wait()
 	w.gateway = nil
 	if err != nil {
@@ -381,11 +387,13 @@ func (w *world) terminate(ts *testscript.TestScript, args []string) {
 
 func (w *world) signal(ts *testscript.TestScript, _ []string) {
 	ts.Check(w.gateway.Process.Signal(syscall.SIGTERM))
+	w.signalled = true
 }
 
 func (w *world) kill9(ts *testscript.TestScript, _ []string) {
 	ts.Check(w.gateway.Process.Kill())
 	w.gateway.Wait()
+	w.signalled = false
 	w.gateway = nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
 
 const (
@@ -33,22 +36,47 @@ type stream interface {
 // directTCP connects a client to a TCP port (RFC 4254 section 7.2).
 func (c *conn) directTCP(nc ssh.NewChannel) {
 	r, err := parseDirectTCP(nc.ExtraData())
-	p := c.id.Permissions
-	if err != nil || !p.PortForwarding || !permitsOpen(p.PermitOpen, r.Host, r.Port) {
-		c.log.Info("forward refused", "to", r.Host, "port", r.Port)
+	if err != nil {
 		nc.Reject(ssh.Prohibited, "open failed")
+		return
+	}
+	refuse := func(why error) {
+		c.log.Info("forward refused", "to", r.Host, "port", r.Port, "why", why)
+		nc.Reject(ssh.Prohibited, why.Error())
+	}
+	if err := policy.MayOpen(c.id.Permissions, r.Host, r.Port); err != nil {
+		refuse(err)
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
 	defer cancel()
-	var d net.Dialer
+	// Each address that the name stands for is asked about right before it is
+	// connected to: what a second look at the name might bring would be
+	// another one.
+	d := net.Dialer{Control: func(_, address string, _ syscall.RawConn) error {
+		at, err := netip.ParseAddrPort(address)
+		if err == nil {
+			err = policy.MayConnect(c.id.Permissions, r.Host, at.Addr(), r.Port)
+		}
+		if err != nil {
+			return &refusal{err}
+		}
+		return nil
+	}}
 	sock, err := d.DialContext(ctx, "tcp", net.JoinHostPort(r.Host, strconv.Itoa(int(r.Port))))
+	if refused := (*refusal)(nil); errors.As(err, &refused) {
+		refuse(refused.error)
+		return
+	}
 	if err != nil {
 		nc.Reject(ssh.ConnectionFailed, dialErrorText(err))
 		return
 	}
 	c.accept(nc, sock.(stream))
 }
+
+// A refusal is why an address may not be connected to.
+type refusal struct{ error }
 
 // dialErrorText says what sshd would: strerror(3) or gai_strerror(3).
 func dialErrorText(err error) string {
@@ -75,9 +103,12 @@ func dialErrorText(err error) string {
 // sockets; a key that has it gets none.
 func (c *conn) directStreamlocal(nc ssh.NewChannel) {
 	path, err := parseDirectStreamlocal(nc.ExtraData())
-	p := c.id.Permissions
-	if err != nil || !p.PortForwarding || len(p.PermitOpen) > 0 {
+	if err != nil {
 		nc.Reject(ssh.Prohibited, "open failed")
+		return
+	}
+	if err := policy.MayOpenSocket(c.id.Permissions); err != nil {
+		nc.Reject(ssh.Prohibited, err.Error())
 		return
 	}
 	var sock *net.UnixConn
@@ -241,8 +272,7 @@ func (c *conn) drop(key listenKey) bool {
 // loopback addresses only, like an sshd with GatewayPorts no.
 func (c *conn) listenTCP(payload []byte) (ok bool, reply []byte) {
 	r, err := parseTCPAddr(payload)
-	p := c.id.Permissions
-	if err != nil || !p.PortForwarding || !permitsListen(p.PermitListen, r.Host, r.Port) {
+	if err != nil || policy.MayListen(c.id.Permissions, r.Host, r.Port) != nil {
 		return false, nil
 	}
 	if r.Port != 0 && r.Port < 1024 && c.server.Account.UID != 0 {
@@ -311,8 +341,7 @@ func (c *conn) cancelTCP(payload []byte) bool {
 // the way; unlike sshd, the socket's file is removed at the end.
 func (c *conn) listenUnix(payload []byte) bool {
 	path, err := parseStreamlocal(payload)
-	p := c.id.Permissions
-	if err != nil || !p.PortForwarding || len(p.PermitListen) > 0 {
+	if err != nil || policy.MayListenSocket(c.id.Permissions) != nil {
 		return false
 	}
 	l, err := c.listenSocket(c.socketAddr(path))

@@ -212,11 +212,11 @@ func TestForwardRules(t *testing.T) {
 		{"unknown", free, "what@example.com", nil, "unknown channel type: open failed"},
 		{"garbage", free, "direct-tcpip", []byte{1, 2}, "administratively prohibited: open failed"},
 		{"huge port", free, "direct-tcpip", tcp("127.0.0.1", port+65536), "administratively prohibited: open failed"},
-		{"not permitted", no, "direct-tcpip", tcp("127.0.0.1", port), "administratively prohibited: open failed"},
-		{"not permitted, socket", no, "direct-streamlocal@openssh.com", unixSock, "administratively prohibited: open failed"},
+		{"not permitted", no, "direct-tcpip", tcp("127.0.0.1", port), "administratively prohibited: port forwarding is not permitted for this key"},
+		{"not permitted, socket", no, "direct-streamlocal@openssh.com", unixSock, "administratively prohibited: port forwarding is not permitted for this key"},
 		{"permitopen", limited, "direct-tcpip", tcp("127.0.0.1", port), ""},
-		{"permitopen, other", limited, "direct-tcpip", tcp("localhost", port), "administratively prohibited: open failed"},
-		{"permitopen, socket", limited, "direct-streamlocal@openssh.com", unixSock, "administratively prohibited: open failed"},
+		{"permitopen, other", limited, "direct-tcpip", tcp("localhost", port), fmt.Sprintf("administratively prohibited: permitopen of this key does not permit localhost:%d", port)},
+		{"permitopen, socket", limited, "direct-streamlocal@openssh.com", unixSock, "administratively prohibited: permitopen of this key does not permit Unix sockets"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ch, reqs, err := tt.client.OpenChannel(tt.kind, tt.payload)

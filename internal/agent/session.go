@@ -6,12 +6,16 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
 
 const (
@@ -108,17 +112,20 @@ func (s *session) request(req *ssh.Request) (ok bool, start func()) {
 		case "auth-agent-req@openssh.com", "agent-req":
 			return s.c.forwardAgent(), nil
 		case "shell":
+			if policy.MayRequest(s.c.id.Permissions, req.Type, req.Payload) != nil {
+				return false, nil
+			}
 			return s.requestStart("", false)
 		case "exec":
 			command, err := parseCommand(req.Payload)
-			if err != nil {
+			if err != nil || policy.MayRequest(s.c.id.Permissions, req.Type, req.Payload) != nil {
 				return false, nil
 			}
 			// An empty command is a login shell to sshd too.
 			return s.requestStart(command, false)
 		case "subsystem":
 			name, err := parseCommand(req.Payload)
-			if err != nil || name != "sftp" || s.c.server.SFTP == "" {
+			if err != nil || name != "sftp" || s.c.server.SFTP == "" || policy.MayRequest(s.c.id.Permissions, req.Type, req.Payload) != nil {
 				return false, nil
 			}
 			return s.requestStart(s.c.server.SFTP, true)
@@ -165,7 +172,7 @@ func (s *session) requestEnv(payload []byte) bool {
 	if accept == nil {
 		accept = defaultAcceptEnv
 	}
-	if !matchAny(accept, name) {
+	if !slices.ContainsFunc(accept, func(pattern string) bool { return policy.Match(pattern, name) }) {
 		return false
 	}
 	s.envBytes += len(name) + len(value)
@@ -358,7 +365,12 @@ func (s *session) startProcess(l launch) *process {
 		files: l.files,
 		tty:   s.tty != nil,
 	}
-	if l.command != "" {
+	switch p := s.c.id.Permissions; {
+	case l.subsystem && p.NoShell && p.NoExec:
+		// Whoever may only copy files could leave one that the shell reads.
+		cmd.argv = strings.Fields(l.command)
+		cmd.path = cmd.argv[0]
+	case l.command != "":
 		cmd.argv = []string{path.Base(shell), "-c", l.command}
 	}
 	proc, err := a.start(cmd)

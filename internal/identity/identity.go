@@ -44,6 +44,33 @@ type Permissions struct {
 
 	// Record says what is recorded of sessions; the profile may ask for more.
 	Record Record
+
+	// What follows comes from the user's roles, see package policy.
+
+	// Roles are their names.
+	Roles []string
+	// NoShell, NoExec and NoSFTP refuse what their names say. A login shell
+	// with a terminal or without is one, every other subsystem than sftp a
+	// command.
+	NoShell, NoExec, NoSFTP bool
+	// Destinations limits direct-tcpip to these, in the form that
+	// policy.ParseDestination reads; empty means no limit, a single "none"
+	// permits nothing. PermitOpen holds beside it.
+	Destinations []string
+	// Listen is a second PermitListen, which holds beside it.
+	Listen []string
+	// Limits are upper bounds for the user.
+	Limits Limits
+	// Admin opens the administrator's part of the console.
+	Admin bool
+}
+
+// Limits are upper bounds; zero means none.
+type Limits struct {
+	// Connections is how many connections of the user there may be at one
+	// gateway, Sessions how many sessions on one connection, and Bastions how
+	// many bastions the user may have running.
+	Connections, Sessions, Bastions int
 }
 
 // A Record says what is recorded of sessions with a terminal. Each value

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
 
 const (
@@ -383,8 +385,8 @@ func (f *flow) passRequest(req *ssh.Request) {
 	if answeredHere(req) {
 		return
 	}
-	if !f.r.permitsRequest(req.Type) {
-		f.r.refused(Refusal{Kind: req.Type, FromClient: f.toServer, Payload: req.Payload, Channel: f.number, Code: ssh.Prohibited, Why: notPermitted(req.Type)})
+	if why := policy.MayRequest(f.r.Permissions, req.Type, req.Payload); why != nil {
+		f.r.refused(Refusal{Kind: req.Type, FromClient: f.toServer, Payload: req.Payload, Channel: f.number, Code: ssh.Prohibited, Why: why.Error()})
 		req.Reply(false, nil)
 		return
 	}

@@ -18,9 +18,10 @@
 //     (OpenSSH PROTOCOL, section 2.5). The bastion's would only mislead.
 //   - tun@openssh.com is refused: a bastion has no tunnel device.
 //
-// And what the user's [identity.Permissions] rule out as a whole, such as every
-// forward, is refused here. Which hosts and ports a forward may name, and which
-// command is forced, the bastion enforces.
+// And what the user's [identity.Permissions] rule out is refused here, as far as
+// it can be told without the address of a host; the bastion, which knows that,
+// asks the same questions once more. Which command is forced, only the bastion
+// enforces.
 //
 // # Order
 //
@@ -43,6 +44,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
 
 // A Peer is one of the two connections, with all that comes in on it. The relay
@@ -379,8 +381,9 @@ func (s *side) request(req *ssh.Request) {
 	case req.Type == noMoreSessions && s.toServer: // see note
 		req.Reply(true, nil)
 		return
-	case !s.r.permitsRequest(req.Type):
-		s.r.refused(Refusal{Kind: req.Type, FromClient: s.toServer, Payload: req.Payload, Channel: -1, Global: true, Code: ssh.Prohibited, Why: notPermitted(req.Type)})
+	}
+	if why := policy.MayRequest(s.r.Permissions, req.Type, req.Payload); why != nil {
+		s.r.refused(Refusal{Kind: req.Type, FromClient: s.toServer, Payload: req.Payload, Channel: -1, Global: true, Code: ssh.Prohibited, Why: why.Error()})
 		req.Reply(false, nil)
 		return
 	}
@@ -411,8 +414,8 @@ func answeredHere(req *ssh.Request) bool {
 // forward may take long to connect.
 func (s *side) open(it item) {
 	r, nc, kind := s.r, it.open, it.open.ChannelType()
-	if why, ok := r.permitsChannel(kind); !ok {
-		s.reject(nc, ssh.Prohibited, why)
+	if why := policy.MayOpenChannel(r.Permissions, kind, nc.ExtraData()); why != nil {
+		s.reject(nc, ssh.Prohibited, why.Error())
 		return
 	}
 	session := kind == "session"

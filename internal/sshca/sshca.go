@@ -39,12 +39,20 @@ const skew = time.Minute
 const (
 	optPermitOpen   = "permit-open@sallyport"
 	optPermitListen = "permit-listen@sallyport"
+	optDestinations = "destinations@sallyport" // of the roles
+	optListen       = "listen@sallyport"       // of the roles
+	optNoShell      = "no-shell@sallyport"
+	optNoExec       = "no-exec@sallyport"
+	optNoSFTP       = "no-sftp@sallyport"
+	extRoles        = "roles@sallyport" // to be named in refusals
 	extEnvironment  = "environment@sallyport"
 	extConnection   = "connection@sallyport" // SSH_CONNECTION's four fields
 )
 
-// CriticalOptions lists what a bastion enforces, for [ssh.CertChecker].
-var criticalOptions = []string{"force-command", "source-address", optPermitOpen, optPermitListen}
+// criticalOptions lists what a bastion enforces, for [ssh.CertChecker].
+var criticalOptions = []string{
+	"force-command", "source-address", optPermitOpen, optPermitListen, optDestinations, optListen, optNoShell, optNoExec, optNoSFTP,
+}
 
 // Sign makes a key and a certificate for one login of id to the bastion called
 // principal, and returns them as one signer. It never blocks. The key exists
@@ -100,11 +108,20 @@ func permissions(id identity.Identity) ssh.Permissions {
 	if p.ForceCommand != "" {
 		out.CriticalOptions["force-command"] = p.ForceCommand
 	}
-	if len(p.PermitOpen) > 0 {
-		out.CriticalOptions[optPermitOpen] = strings.Join(p.PermitOpen, ",")
+	for name, list := range map[string][]string{
+		optPermitOpen: p.PermitOpen, optPermitListen: p.PermitListen, optDestinations: p.Destinations, optListen: p.Listen,
+	} {
+		if len(list) > 0 {
+			out.CriticalOptions[name] = strings.Join(list, ",")
+		}
 	}
-	if len(p.PermitListen) > 0 {
-		out.CriticalOptions[optPermitListen] = strings.Join(p.PermitListen, ",")
+	for name, on := range map[string]bool{optNoShell: p.NoShell, optNoExec: p.NoExec, optNoSFTP: p.NoSFTP} {
+		if on {
+			out.CriticalOptions[name] = ""
+		}
+	}
+	if len(p.Roles) > 0 {
+		out.Extensions[extRoles] = strings.Join(p.Roles, ",")
 	}
 	if len(p.Environment) > 0 {
 		// NUL separates: it can be in no environment variable.
@@ -159,6 +176,13 @@ func read(cert *ssh.Certificate) (identity.Identity, error) {
 		return identity.Identity{}, fmt.Errorf("key id %q is not USER/CONNECTION", cert.KeyId)
 	}
 	has := func(name string) bool { _, ok := cert.Extensions[name]; return ok }
+	denied := func(name string) bool { _, ok := cert.CriticalOptions[name]; return ok }
+	list := func(name string) []string {
+		if s, ok := cert.CriticalOptions[name]; ok && s == "" {
+			return []string{"none"} // a list that is there limits
+		}
+		return split(cert.CriticalOptions[name], ",")
+	}
 	id := identity.Identity{
 		User:   user,
 		ConnID: conn,
@@ -170,9 +194,15 @@ func read(cert *ssh.Certificate) (identity.Identity, error) {
 			X11Forwarding:   has("permit-X11-forwarding"),
 			UserRC:          has("permit-user-rc"),
 			ForceCommand:    cert.CriticalOptions["force-command"],
-			PermitOpen:      split(cert.CriticalOptions[optPermitOpen], ","),
-			PermitListen:    split(cert.CriticalOptions[optPermitListen], ","),
+			PermitOpen:      list(optPermitOpen),
+			PermitListen:    list(optPermitListen),
 			Environment:     split(cert.Extensions[extEnvironment], "\x00"),
+			Destinations:    list(optDestinations),
+			Listen:          list(optListen),
+			NoShell:         denied(optNoShell),
+			NoExec:          denied(optNoExec),
+			NoSFTP:          denied(optNoSFTP),
+			Roles:           split(cert.Extensions[extRoles], ","),
 		},
 	}
 	if s, ok := cert.Extensions[extConnection]; ok {
