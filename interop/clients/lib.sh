@@ -4,6 +4,7 @@
 #   USER_NAME, HOST, PORT   whom to log in as, and where
 #   KEY                     her private key, in OpenSSH's format
 #   FINGERPRINT             of the gateway's only host key
+#   BIN                     folder of gateway and bastion-agent
 #   SSH_CONFIG              for OpenSSH's clients: "Host bastion", and "inside"
 #                           for the same gateway as seen from the bastion
 #
