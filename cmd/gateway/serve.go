@@ -23,6 +23,7 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/console"
 	"github.com/sallyport-ssh/sallyport/internal/fargate"
 	"github.com/sallyport-ssh/sallyport/internal/gateway"
+	"github.com/sallyport-ssh/sallyport/internal/identity"
 	"github.com/sallyport-ssh/sallyport/internal/local"
 	"github.com/sallyport-ssh/sallyport/internal/oplog"
 	"github.com/sallyport-ssh/sallyport/internal/wire"
@@ -53,6 +54,7 @@ func (c *serveCmd) Run(ctx context.Context, s streams) error {
 type checkCmd struct {
 	Config string `required:"" placeholder:"FILE" help:"The configuration."`
 	AWS    bool   `name:"aws" help:"Ask AWS, too, whether this gateway is permitted what its profiles need. Starts nothing."`
+	question
 }
 
 // Run reads the configuration and everything it names.
@@ -71,6 +73,9 @@ func (c *checkCmd) Run(ctx context.Context, s streams) error {
 	}
 	if err := errors.Join(problems...); err != nil {
 		return err
+	}
+	if c.As != "" || c.From != "" || c.To != "" || len(c.Principal) > 0 || !c.At.IsZero() {
+		return c.answer(s.out, c.Config, cfg)
 	}
 	_, err = fmt.Fprintf(s.out, "%s: ok\n", c.Config)
 	return err
@@ -184,6 +189,7 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 		HostKeys:             cfg.HostKeys,
 		Authorize:            keys.Authorize,
 		Recheck:              keys.Recheck,
+		Roles:                cfg.Roles,
 		Dial:                 dialer.Dial,
 		LoginGraceTime:       cfg.LoginGraceTime,
 		MaxStartups:          gateway.Startups(cfg.MaxStartups),
@@ -215,6 +221,9 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 		DrainTime:   cfg.Drain,
 		MaxSessions: cfg.MaxSessions,
 		Log:         log,
+	}
+	if cfg.Roles != nil {
+		desk.Roles = func(id identity.Identity) ([]string, bool) { return id.Permissions.Roles, id.Permissions.Admin }
 	}
 	if events != nil { // else nothing feeds it
 		desk.Recent = recent

@@ -75,6 +75,8 @@ var (
 	ErrCapacity = errors.New("no capacity to start a bastion")
 	// ErrQuota says that as many bastions run as the account may have.
 	ErrQuota = errors.New("the account's quota is used up")
+	// ErrTooMany says that the user has as many bastions as she may.
+	ErrTooMany = errors.New("the user has as many bastions as permitted")
 	// ErrBusy says that bastions are being started faster than is allowed.
 	ErrBusy = errors.New("too many starts at once")
 	// ErrPlatform says that what a bastion runs on, its network interface or

@@ -108,7 +108,7 @@ type Conn struct {
 // already, or if the bastion does not answer at once. It is called on the
 // goroutine of the caller.
 //
-// Errors wrap [ErrNoProfile], one of those that say why a bastion cannot start,
+// Errors wrap [ErrNoProfile], [ErrTooMany], one of those that say why a bastion cannot start,
 // [ErrHostKey], [ErrGone] (three bastions in a row died at once), or the
 // context's cause.
 func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(starting bool)) (*Conn, error) {
@@ -131,6 +131,9 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 			return nil, fmt.Errorf("finding the bastion of %s: %w", owner, err)
 		}
 		if entry.State != Running {
+			if err := d.room(ctx, owner, id.Permissions.Limits.Bastions); err != nil {
+				return nil, fmt.Errorf("starting a bastion for %s: %w", owner, err)
+			}
 			b, mine := d.join(ctx, owner, profile)
 			started = mine && !entry.leased()
 			wait(started)
@@ -171,6 +174,40 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 		}
 	}
 	return nil, fmt.Errorf("bastions of %s end as soon as they start: %w", owner, last)
+}
+
+// room returns ErrTooMany if owner's user has most bastions already, this one
+// aside; zero is no limit. Two that are started in the very same moment may both
+// find room.
+func (d *Dialer) room(ctx context.Context, owner Owner, most int) error {
+	if most == 0 {
+		return nil
+	}
+	all, err := d.Status(ctx, owner.User)
+	if err != nil {
+		return err
+	}
+	n := 0
+	for _, s := range all {
+		d.mu.Lock()
+		boots := d.boots[s.Owner] != nil
+		d.mu.Unlock()
+		switch {
+		case s.Owner == owner:
+		case boots || s.Entry.State == Starting:
+			n++
+		case s.Entry.State == Running:
+			// The ledger learns of its end only when somebody wants it.
+			err := d.Profiles[s.Owner.Profile].Launcher.Alive(ctx, s.Owner, s.Entry.Task.ID)
+			if !errors.Is(err, ErrGone) {
+				n++
+			}
+		}
+	}
+	if n >= most {
+		return ErrTooMany
+	}
+	return nil
 }
 
 // abandon stops the task of entry and forgets it.

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
 
 // Gateway is everything the gateway's file says. Its keys are the fields' names
@@ -89,6 +90,10 @@ type Gateway struct {
 	// recordings of sessions are kept.
 	Audit      Audit
 	Recordings Recordings
+
+	// Roles say who may do what. Nil means that there are none: everybody who
+	// has a key may do what it permits. Default none.
+	Roles policy.Roles
 
 	// Profiles are the kinds of bastion users may ask for, by name; there is
 	// always one called "default". Names are 1 to 32 letters, digits, "-" and

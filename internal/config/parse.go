@@ -28,6 +28,7 @@ func parse(data []byte, file, dir string) (*Gateway, error) {
 	g := Defaults()
 	v := value{node: root, dir: dir, report: r}
 	hostKeyTypes := map[string]int{} // line by type of key
+	var roles *value
 
 	seen := v.mapping(map[string]func(value){
 		"listen": func(v value) {
@@ -94,7 +95,11 @@ func parse(data []byte, file, dir string) (*Gateway, error) {
 		"profiles":                 func(v value) { v.profiles(g.Profiles) },
 		"audit":                    func(v value) { v.audit(&g.Audit) },
 		"recordings":               func(v value) { v.recordings(&g.Recordings) },
+		"roles":                    func(v value) { roles = &v }, // they name profiles
 	})
+	if roles != nil {
+		g.Roles = roles.roles(g.Profiles)
+	}
 
 	for _, required := range []struct{ key, hint string }{
 		{"authorized_keys_dir", "name the folder with one authorized_keys file per user"},

@@ -253,10 +253,16 @@ func (s *session) whoami(c call) error {
 			UserRC          bool     `json:"user_rc"`
 			PermitOpen      []string `json:"permit_open"`
 			PermitListen    []string `json:"permit_listen"`
+			Shell           bool     `json:"shell"`
+			Exec            bool     `json:"exec"`
+			SFTP            bool     `json:"sftp"`
+			Destinations    []string `json:"destinations"`
+			Listen          []string `json:"listen"`
 		}{
 			id.User, id.Key, source(id.Client.String(), id.Client.IsValid()), id.ConnID, append([]string{}, roles...), admin,
 			p.PTY, p.PortForwarding, p.AgentForwarding, p.X11Forwarding, p.UserRC,
 			append([]string{}, p.PermitOpen...), append([]string{}, p.PermitListen...),
+			!p.NoShell, !p.NoExec, !p.NoSFTP, append([]string{}, p.Destinations...), append([]string{}, p.Listen...),
 		})
 	}
 	list := func(of []string, none string) string {
@@ -265,11 +271,11 @@ func (s *session) whoami(c call) error {
 		}
 		return harmless(strings.Join(of, " "))
 	}
-	may := []string{"commands"}
+	var may []string
 	for _, m := range []struct {
 		is   bool
 		what string
-	}{{p.PTY, "terminal"}, {p.PortForwarding, "port forwarding"}, {p.AgentForwarding, "agent forwarding"}, {p.X11Forwarding, "X11 forwarding"}, {p.UserRC, "~/.ssh/rc"}} {
+	}{{!p.NoShell, "shell"}, {!p.NoExec, "commands"}, {!p.NoSFTP, "sftp"}, {p.PTY, "terminal"}, {p.PortForwarding, "port forwarding"}, {p.AgentForwarding, "agent forwarding"}, {p.X11Forwarding, "X11 forwarding"}, {p.UserRC, "~/.ssh/rc"}} {
 		if m.is {
 			may = append(may, m.what)
 		}
@@ -285,8 +291,10 @@ func (s *session) whoami(c call) error {
 		}
 		fmt.Fprintf(w, "this login may use\t%s\n", strings.Join(may, ", "))
 		if p.PortForwarding {
-			fmt.Fprintf(w, "destinations\t%s\n", list(p.PermitOpen, "any"))
-			fmt.Fprintf(w, "listeners\t%s\n", list(p.PermitListen, "any"))
+			fmt.Fprintf(w, "destinations of the key\t%s\n", list(p.PermitOpen, "any"))
+			fmt.Fprintf(w, "destinations of the roles\t%s\n", list(p.Destinations, "any"))
+			fmt.Fprintf(w, "listeners of the key\t%s\n", list(p.PermitListen, "any"))
+			fmt.Fprintf(w, "listeners of the roles\t%s\n", list(p.Listen, "any"))
 		}
 	})
 }

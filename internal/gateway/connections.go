@@ -168,7 +168,7 @@ func (c *conn) admitConsole(id identity.Identity) error {
 	}
 	// They are counted apart, under a name that no user has: who has too many
 	// connections can still come here and see which.
-	if err := c.countUser(id.User + "+" + consoleProfile); err != nil {
+	if err := c.countUser(id.User+"+"+consoleProfile, c.MaxConnections); err != nil {
 		c.log.Warn("login refused", "user", id.User, "err", err)
 		c.refusal = err
 		return err

@@ -10,8 +10,10 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/sallyport-ssh/sallyport/internal/auth"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/policy"
 	"github.com/sallyport-ssh/sallyport/internal/relay"
 )
 
@@ -138,17 +140,22 @@ func (c *conn) serverConfig(ctx context.Context, clientVersion, version string, 
 			}
 			proven()
 			c.proven, c.refusal = proof(key, grant), nil
-			c.holding = holding{key: key, grant: grant}
 			id := identity.Identity{
-				User:        user,
-				Profile:     profile,
-				Key:         fingerprint(key),
-				ConnID:      c.ref,
-				Client:      c.client,
-				Server:      c.server,
-				Permissions: grant.Permissions,
+				User:    user,
+				Profile: profile,
+				Key:     fingerprint(key),
+				ConnID:  c.ref,
+				Client:  c.client,
+				Server:  c.server,
 			}
-			if err := c.getBastion(ctx, id, banner); err != nil {
+			c.holding = holding{key: key, grant: grant}
+			if id.Permissions, c.holding.roles, err = c.Roles.Decide(c.asking(id, grant)); err == nil {
+				err = c.getBastion(ctx, id, banner)
+			} else {
+				c.log.Warn("login refused", "user", id.User, "key", id.Key, "err", err)
+				c.refusal = err
+			}
+			if err != nil {
 				banner.SendAuthBanner(userMessage(err, c.ref) + "\r\n")
 				// No methods are left after this one, so package ssh hangs
 				// up; any other error would end in "Permission denied",
@@ -165,6 +172,17 @@ func (c *conn) serverConfig(ctx context.Context, clientVersion, version string, 
 		cfg.AddHostKey(k)
 	}
 	return cfg
+}
+
+// asking is the login of id, for its roles.
+func (c *conn) asking(id identity.Identity, grant auth.Grant) policy.Login {
+	l := policy.Login{
+		User: id.User, Profile: id.Profile, Principals: grant.Principals, From: c.client.Addr(), Now: time.Now(), Key: grant.Permissions,
+	}
+	if c.Console != nil && id.Profile == consoleProfile {
+		l.Profile = ""
+	}
+	return l
 }
 
 // splitUser takes "alice+prod" apart. The profile of plain "alice" is "default".
@@ -186,7 +204,7 @@ func (c *conn) getBastion(ctx context.Context, id identity.Identity, banner ssh.
 	if c.Console != nil && id.Profile == consoleProfile {
 		return c.admitConsole(id)
 	}
-	if err := c.countUser(id.User); err != nil {
+	if err := c.countUser(id.User, least(c.MaxConnections, id.Permissions.Limits.Connections)); err != nil {
 		c.log.Warn("login refused", "user", id.User, "err", err)
 		c.refusal = err
 		return err

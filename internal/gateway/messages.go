@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
+	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
 
 // This file holds every sentence the gateway says to a person. The rules:
@@ -29,6 +30,16 @@ func userMessage(err error, ref string) string {
 		return withRef("What is done here cannot be written down at the moment, so nobody can work here. Please tell your administrator.", ref)
 	case errors.Is(err, bastion.ErrNoProfile):
 		return "There is no bastion of that name for you. What comes after the + in the user name must be a profile; leave it out for the usual one."
+	case errors.Is(err, policy.ErrNoRole):
+		return withRef("Your key is known, but you have no role here that permits anything. Please ask your administrator for one.", ref)
+	case errors.Is(err, policy.ErrProfile):
+		return withRef("None of your roles is for this kind of bastion. What comes after the + in the user name must be one that you may have.", ref)
+	case errors.Is(err, policy.ErrFrom):
+		return withRef("You may not connect from this address. Please connect from where your role permits it, or ask your administrator.", ref)
+	case errors.Is(err, policy.ErrHours):
+		return withRef("You may not connect at this time. Please come back within the hours of your role, or ask your administrator.", ref)
+	case errors.Is(err, bastion.ErrTooMany):
+		return "You have as many bastions as your role permits. End one first, on the console or by leaving it alone, and try again."
 	case errors.Is(err, errForcedCommand):
 		return "This key may run one command only, so it does not open the console. Use another of your keys."
 	case errors.Is(err, bastion.ErrHostKey):
@@ -87,6 +98,9 @@ const goodbyeMessage = "The gateway is going down for maintenance. Connect again
 // expiredMessage and revokedMessage are for sessions that are going on when the
 // key by which they came may do so no more.
 const expiredMessage = "The key or certificate you logged in with has expired, so this connection ends. Connect again with a new one."
+
+// roleEndedMessage is for sessions whose role holds no longer.
+const roleEndedMessage = "Your role does not permit you to be here at this time, so this connection ends. What your other roles permit you can do after connecting again."
 
 func revokedMessage(ref string) string {
 	return withRef("The key you logged in with may not be used any more, so this connection ends. If you do not know why, ask your administrator.", ref)

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/auth"
+	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
 
 const (
@@ -24,6 +25,7 @@ const (
 type holding struct {
 	key   ssh.PublicKey
 	grant auth.Grant
+	roles []*policy.Role
 
 	refusals int // in a row
 	ended    bool
@@ -32,7 +34,7 @@ type holding struct {
 // recheckLogins ends connections whose users would not be let in again, until
 // ctx ends.
 func (s *Server) recheckLogins(ctx context.Context) {
-	if s.Recheck == nil {
+	if s.Recheck == nil && s.Roles == nil {
 		return
 	}
 	tick := time.NewTicker(recheckEvery)
@@ -68,6 +70,13 @@ func (c *conn) recheck() {
 	if h.ended {
 		return
 	}
+	if err := policy.Holds(h.roles, c.asking(c.identity, h.grant)); err != nil {
+		c.endLogin(err, roleEndedMessage)
+		return
+	}
+	if c.Recheck == nil {
+		return
+	}
 	g, err := c.Recheck(c.identity.User, h.key, c.client.Addr(), time.Now(), h.grant)
 	expired := errors.Is(err, auth.ErrExpired)
 	switch {
@@ -82,13 +91,19 @@ func (c *conn) recheck() {
 			return
 		}
 	}
-	h.ended = true
-	c.log.Warn("login is no longer permitted", "user", c.identity.User, "key", c.identity.Key, "err", err)
-	c.because("gateway", err.Error())
 	why := revokedMessage(c.ref)
 	if expired {
 		why = expiredMessage
 	}
+	c.endLogin(err, why)
+}
+
+// endLogin ends a connection whose user would not be let in again, because of
+// err. It is told why.
+func (c *conn) endLogin(err error, why string) {
+	c.holding.ended = true
+	c.log.Warn("login is no longer permitted", "user", c.identity.User, "key", c.identity.Key, "err", err)
+	c.because("gateway", err.Error())
 	c.Server.mu.Lock()
 	defer c.Server.mu.Unlock()
 	if !c.closing {

@@ -24,6 +24,7 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/auth"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/policy"
 	"github.com/sallyport-ssh/sallyport/internal/record"
 	"github.com/sallyport-ssh/sallyport/internal/relay"
 	"github.com/sallyport-ssh/sallyport/internal/wire"
@@ -44,6 +45,9 @@ type Server struct {
 	// auth.ErrUndecided goes on. It returns the grant to ask about the next
 	// time. It should not block. See [auth.Keys.Recheck].
 	Recheck func(user string, key ssh.PublicKey, from netip.Addr, now time.Time, granted auth.Grant) (auth.Grant, error)
+	// Roles say what users may do beside what their keys permit. A login ends
+	// when one of its roles does not hold any more. Nil means no roles.
+	Roles policy.Roles
 	// Dial finds or starts the user's bastion and connects to it. It is
 	// called only for an identity that has been proven. It calls notify, at
 	// most once, if the user will have to wait. See [bastion.Dialer.Dial].
@@ -247,7 +251,7 @@ func (c *conn) startRelay(client relay.Peer) *relay.Relay {
 	c.relay = &relay.Relay{
 		Client:      client,
 		Permissions: c.identity.Permissions,
-		MaxSessions: c.MaxSessions,
+		MaxSessions: least(c.MaxSessions, c.identity.Permissions.Limits.Sessions),
 		Lost:        lostMessage(c.ref),
 		Watch:       c.watcher(),
 		Log:         c.log,
@@ -302,11 +306,12 @@ func (c *conn) leave() {
 	}
 }
 
-// countUser counts the connection among its user's, or refuses it.
-func (c *conn) countUser(user string) error {
+// countUser counts the connection among its user's, or refuses it if there are
+// most of them.
+func (c *conn) countUser(user string, most int) error {
 	c.Server.mu.Lock()
 	defer c.Server.mu.Unlock()
-	if c.MaxConnections > 0 && c.users[user] >= c.MaxConnections {
+	if most > 0 && c.users[user] >= most {
 		return errTooManyConnections
 	}
 	if c.users == nil {
@@ -315,6 +320,14 @@ func (c *conn) countUser(user string) error {
 	c.users[user]++
 	c.counted = user
 	return nil
+}
+
+// least returns the smaller of two limits; zero is none.
+func least(a, b int) int {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
 }
 
 // logRefusal says why a client did not get in. Errors of clients that were

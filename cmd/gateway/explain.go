@@ -1,0 +1,167 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sallyport-ssh/sallyport/internal/config"
+	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/policy"
+)
+
+// A question is what "gateway check" is asked about somebody.
+type question struct {
+	As        string    `placeholder:"USER" help:"Say what the roles of this user permit. What her key does not permit, she may not do either."`
+	Principal []string  `placeholder:"NAME" help:"With --as: a principal of her certificate."`
+	From      string    `placeholder:"ADDRESS" help:"With --as: where she connects from."`
+	Profile   string    `default:"default" help:"With --as: the kind of bastion."`
+	At        time.Time `placeholder:"TIME" help:"With --as: when, such as 2006-01-02T15:04:05Z (default now)."`
+	To        string    `placeholder:"HOST:PORT" help:"With --as: whether she may forward to it, with -L, -D or -J."`
+}
+
+// errNo ends the command when the answer is no. The answer has been printed.
+var errNo = errors.New("not permitted")
+
+// answer says on out what the roles permit, and by which line of file. It
+// returns errNo if that is nothing.
+func (q question) answer(out io.Writer, file string, cfg *config.Gateway) error {
+	if q.As == "" {
+		return errors.New("--from, --to, --principal and --at say more about the user of --as; name her")
+	}
+	if _, ok := cfg.Profiles[q.Profile]; !ok {
+		return fmt.Errorf("--profile: there is no profile %q in %s", q.Profile, file)
+	}
+	l := policy.Login{User: q.As, Profile: q.Profile, Principals: q.Principal, Now: q.At, Key: identity.AllowAll()}
+	if l.Now.IsZero() {
+		l.Now = time.Now()
+	}
+	if q.From != "" {
+		addr, err := netip.ParseAddr(q.From)
+		if err != nil {
+			return fmt.Errorf("--from: %q is not an address", q.From)
+		}
+		l.From = addr
+	}
+	var host string
+	var port uint64
+	if q.To != "" {
+		var portText string
+		var err, portErr error
+		host, portText, err = net.SplitHostPort(q.To)
+		port, portErr = strconv.ParseUint(portText, 10, 16)
+		if err != nil || portErr != nil || host == "" || port == 0 {
+			return fmt.Errorf("--to: %q is not HOST:PORT", q.To)
+		}
+	}
+	no := func(why string, args ...any) error {
+		fmt.Fprintf(out, "no: "+why+"\n", args...)
+		return errNo
+	}
+	p, roles, err := cfg.Roles.Decide(l)
+	if err != nil {
+		if errors.Is(err, policy.ErrFrom) && q.From == "" {
+			return no("%v (say where she connects from with --from)", err)
+		}
+		return no("%v", err)
+	}
+	if q.To != "" {
+		return destination(out, file, p, roles, host, uint32(port), no)
+	}
+	if cfg.Roles == nil {
+		fmt.Fprintf(out, "yes: there are no roles in %s, so everybody with a key may do what that permits\n", file)
+		return nil
+	}
+	fmt.Fprintf(out, "yes: %s has\n", q.As)
+	for _, r := range roles {
+		fmt.Fprintf(out, "  role %s (%s:%d)\n", r.Name, file, r.Line)
+	}
+	for _, line := range []struct {
+		what string
+		is   string
+	}{
+		{"may", strings.Join(permitted(p), ", ")},
+		{"destinations", strings.Join(p.Destinations, ", ")},
+		{"listens at", strings.Join(p.Listen, ", ")},
+		{"connections", limit(p.Limits.Connections)},
+		{"sessions", limit(p.Limits.Sessions)},
+		{"bastions", limit(p.Limits.Bastions)},
+		{"recorded", []string{"", "output", "input"}[max(p.Record, cfg.Profiles[q.Profile].Record)]},
+	} {
+		if line.is != "" {
+			fmt.Fprintf(out, "  %s: %s\n", line.what, line.is)
+		}
+	}
+	if p.Admin {
+		fmt.Fprintln(out, "  administrator")
+	}
+	return nil
+}
+
+// destination answers whether p, which is what roles permit, permits a forward.
+func destination(out io.Writer, file string, p identity.Permissions, roles []*policy.Role, host string, port uint32, no func(string, ...any) error) error {
+	if err := policy.MayOpen(p, host, port); err != nil {
+		var lines []string
+		for _, r := range roles {
+			lines = append(lines, fmt.Sprintf("%s:%d", file, r.Line))
+		}
+		return no("%v (%s)", err, strings.Join(lines, ", "))
+	}
+	if roles == nil {
+		fmt.Fprintf(out, "yes: there are no roles in %s\n", file)
+		return nil
+	}
+	depends := ""
+	for _, r := range roles {
+		if !r.Permit.PortForwarding {
+			continue
+		}
+		if r.Destinations == nil {
+			fmt.Fprintf(out, "yes: role %s has no limit of destinations (%s:%d)\n", r.Name, file, r.Line)
+			return nil
+		}
+		for _, d := range r.Destinations {
+			yes, maybe := d.MayHold(host, port)
+			if yes {
+				fmt.Fprintf(out, "yes: role %s permits %s (%s:%d)\n", r.Name, d, file, d.Line)
+				return nil
+			}
+			if maybe && depends == "" {
+				depends = fmt.Sprintf("if the bastion finds that %s has an address that role %s permits: %s (%s:%d)", host, r.Name, d, file, d.Line)
+			}
+		}
+	}
+	fmt.Fprintln(out, "yes, "+depends)
+	return nil
+}
+
+func permitted(p identity.Permissions) []string {
+	var words []string
+	for _, w := range []struct {
+		word string
+		is   bool
+	}{
+		{"shell", !p.NoShell}, {"exec", !p.NoExec}, {"sftp", !p.NoSFTP}, {"pty", p.PTY}, {"port-forwarding", p.PortForwarding},
+		{"agent-forwarding", p.AgentForwarding}, {"X11-forwarding", p.X11Forwarding},
+	} {
+		if w.is {
+			words = append(words, w.word)
+		}
+	}
+	if words == nil {
+		return []string{"nothing"}
+	}
+	return words
+}
+
+func limit(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("at most %d", n)
+}
