@@ -32,6 +32,7 @@ type account struct {
 	attempts             int         // keys that were refused
 	refusal              error       // the last reason for that
 	proven               audit.Event // by what the login was proven
+	announced            bool        // there was an event of the connection
 	cause                atomic.Pointer[cause]
 	fromClient, toClient atomic.Int64 // bytes of data
 }
@@ -56,8 +57,19 @@ func (c *conn) audit(id identity.Identity, e audit.Event) error {
 	return nil
 }
 
+// auditConnection writes that there is this connection. If that cannot be written
+// the login will fail, and can say so. A balancer's own is not worth telling
+// before it wants to log in: most of them only see whether the gateway is there.
+func (c *conn) auditConnection() {
+	if !c.announced {
+		c.announced = true
+		c.audit(identity.Identity{}, audit.Event{Type: audit.Connection, Server: c.server})
+	}
+}
+
 // auditLogin writes that id has proven to be who it is.
 func (c *conn) auditLogin(id identity.Identity) error {
+	c.auditConnection()
 	e := c.proven
 	e.Type, e.ClientVersion, e.Attempts, e.Key = audit.Login, c.clientVersion, c.attempts, id.Key
 	return c.audit(id, e)
@@ -77,6 +89,10 @@ func proof(key ssh.PublicKey, grant auth.Grant) audit.Event {
 // auditRefusal writes that the client could not log in, if it has tried, and that
 // its connection has ended.
 func (c *conn) auditRefusal(err error) {
+	if c.local && c.offered == "" {
+		return
+	}
+	c.auditConnection()
 	if errors.Is(err, errGrace) {
 		c.because("gateway", err.Error())
 	}

@@ -21,6 +21,9 @@ import (
 // startingMessage is shown before the dots.
 const startingMessage = "Starting your bastion "
 
+// proxyMessage is for whoever connects from a balancer's address and is none.
+const proxyMessage = "This address is a load balancer's, and a connection from it must begin with a PROXY protocol header. Connect from another one, or ask your administrator.\r\n"
+
 // userMessage tells a user why there is no bastion.
 func userMessage(err error, ref string) string {
 	switch {

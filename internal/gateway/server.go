@@ -59,6 +59,12 @@ type Server struct {
 	// forced command never gets here.
 	Console func(ctx context.Context, c ConsoleConn)
 
+	// ProxyProtocolFrom are the balancers in front of the gateway. A connection
+	// from one of them must begin with a header of the PROXY protocol, version
+	// 1 or 2, and is its client's from then on; from others it must not. Nil
+	// means that there are none.
+	ProxyProtocolFrom []netip.Prefix
+
 	// LoginGraceTime is how long a client may take to prove who it is.
 	// Waiting for a bastion does not count. Zero means two minutes.
 	LoginGraceTime time.Duration
@@ -102,6 +108,7 @@ type Server struct {
 	Log *slog.Logger
 
 	startups startups
+	headers  startups // connections whose PROXY header is still to come
 
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
@@ -117,7 +124,8 @@ type conn struct {
 	ref  string // names the connection for people and in logs
 	log  *slog.Logger
 
-	client, server netip.AddrPort // the two ends
+	client, server netip.AddrPort // the two ends, those beyond a balancer
+	local          bool           // it is a balancer's own
 	began          time.Time
 
 	// What login leaves behind.
@@ -197,6 +205,9 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	c := &conn{Server: s, ref: newRef(), began: time.Now(), client: addrPort(nc.RemoteAddr()), server: addrPort(nc.LocalAddr())}
 	c.log = s.Log.With("conn", c.ref, "remote", nc.RemoteAddr().String())
 	defer c.recover(nc)
+	if !c.admitProxied(ctx, nc) {
+		return
+	}
 
 	admitted, err := s.startups.admit(c.client.Addr(), s.MaxStartups, s.PerSourceMaxStartups)
 	if err != nil {
@@ -216,8 +227,9 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	defer c.endDial()
 	defer cancel()
 
-	// If this cannot be written the login will fail, and can say so.
-	c.audit(identity.Identity{}, audit.Event{Type: audit.Connection, Server: c.server})
+	if !c.local {
+		c.auditConnection()
+	}
 	client, err := c.login(ctx, admitted)
 	if err != nil {
 		c.auditRefusal(err)
@@ -336,6 +348,8 @@ func (c *conn) logRefusal(err error) {
 	switch {
 	case c.dial != nil: // proven; the cause has been logged where it was known
 		c.log.Info("login ended without a bastion", "user", c.dial.user)
+	case c.local && c.offered == "":
+		c.log.Debug("a balancer looked whether the gateway is there", "err", err.Error())
 	default:
 		c.log.Info("login refused", "user", c.offered, "err", err.Error())
 	}

@@ -13,6 +13,13 @@ import (
 // percent, growing to certainty at Full. The zero value means 10:30:100.
 type Startups struct{ Start, Rate, Full int }
 
+func (s Startups) orDefault() Startups {
+	if s == (Startups{}) {
+		return Startups{10, 30, 100}
+	}
+	return s
+}
+
 // startups counts connections that have not logged in.
 type startups struct {
 	mu     sync.Mutex
@@ -24,9 +31,7 @@ var errSourceStartups = errors.New("too many connections from this address that 
 
 // admit counts a connection in, or refuses it.
 func (s *startups) admit(from netip.Addr, max Startups, perSource int) (*admission, error) {
-	if max == (Startups{}) {
-		max = Startups{10, 30, 100}
-	}
+	max = max.orDefault()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.total >= max.Start {
