@@ -31,6 +31,7 @@ type commandLine struct {
 	Check   checkCmd   `cmd:"" help:"Say all that is wrong with a configuration, without starting anything."`
 	Demo    demoCmd    `cmd:"" help:"Run a gateway for yourself on this machine, without any configuration."`
 	Play    playCmd    `cmd:"" help:"Play the recording of a session."`
+	Totp    totpCmd    `cmd:"" help:"Have a user asked for a verification code, and print her secret for the app."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 

@@ -64,6 +64,9 @@ func (c *checkCmd) Run(ctx context.Context, s streams) error {
 		return err
 	}
 	problems := authKeys(cfg, nil).Check()
+	if cfg.TOTPDir != "" {
+		problems = append(problems, (&auth.TOTP{Dir: cfg.TOTPDir}).Problems()...)
+	}
 	log := slog.New(slog.DiscardHandler)
 	if _, err := profiles(cfg, nil, log); err != nil {
 		problems = append(problems, err)
@@ -78,6 +81,28 @@ func (c *checkCmd) Run(ctx context.Context, s streams) error {
 		return c.answer(s.out, c.Config, cfg)
 	}
 	_, err = fmt.Fprintf(s.out, "%s: ok\n", c.Config)
+	return err
+}
+
+type totpCmd struct {
+	Config string `required:"" placeholder:"FILE" help:"The configuration; it must have totp_dir."`
+	User   string `arg:"" help:"Who is to be asked for a code from now on."`
+}
+
+// Run makes a secret for a user and prints it as apps want it.
+func (c *totpCmd) Run(s streams) error {
+	cfg, err := config.Load(c.Config)
+	if err != nil {
+		return err
+	}
+	if cfg.TOTPDir == "" {
+		return fmt.Errorf("%s: there is no totp_dir; name a folder, and restart the gateway", c.Config)
+	}
+	text, err := (&auth.TOTP{Dir: cfg.TOTPDir}).Enroll(c.User, "Sallyport")
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(s.out, text)
 	return err
 }
 
@@ -208,6 +233,9 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 		Log:                  log,
 	}
 
+	if cfg.TOTPDir != "" {
+		server.SecondFactor = &auth.TOTP{Dir: cfg.TOTPDir}
+	}
 	server.Audit = events
 	events.OnFailure(server.AuditFailed)
 	server.Recordings, server.Record = recordings(cfg)

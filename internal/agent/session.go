@@ -7,7 +7,6 @@ import (
 	"os"
 	"path"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -367,9 +366,9 @@ func (s *session) startProcess(l launch) *process {
 	}
 	switch p := s.c.id.Permissions; {
 	case l.subsystem && p.NoShell && p.NoExec:
-		// Whoever may only copy files could leave one that the shell reads.
-		cmd.argv = strings.Fields(l.command)
-		cmd.path = cmd.argv[0]
+		// Whoever may only copy files could leave one that her shell reads
+		// when it begins, as bash does; sh reads none.
+		cmd.path, cmd.argv = "/bin/sh", []string{"sh", "-c", "exec " + l.command}
 	case l.command != "":
 		cmd.argv = []string{path.Base(shell), "-c", l.command}
 	}

@@ -12,6 +12,9 @@ import (
 
 // Auth is by what, beside AuthorizedKeysDir, users get in; see package auth.
 type Auth struct {
+	// TOTPDir holds the secrets of those users who must give a verification
+	// code; see auth.TOTP. Default none.
+	TOTPDir string
 	// TrustedUserCAKeys (in the file: trusted_user_ca_keys) are paths of
 	// files of public keys: the authorities whose certificates let users in.
 	// One or a list; they must exist. Default none.

@@ -59,6 +59,7 @@ func parse(data []byte, file, dir string) (*Gateway, error) {
 		},
 		"fleet_key":           func(v value) { g.FleetKey = v.privateKey() },
 		"authorized_keys_dir": func(v value) { g.AuthorizedKeysDir = v.folder() },
+		"totp_dir":            func(v value) { g.TOTPDir = v.folder() },
 		"state_dir":           func(v value) { g.StateDir = v.path() },
 
 		"trusted_user_ca_keys":         func(v value) { g.TrustedUserCAKeys = v.files() },

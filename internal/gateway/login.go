@@ -138,31 +138,22 @@ func (c *conn) serverConfig(ctx context.Context, clientVersion, version string, 
 			if err != nil {
 				return nil, err
 			}
-			proven()
-			c.proven, c.refusal = proof(key, grant), nil
-			id := identity.Identity{
-				User:    user,
-				Profile: profile,
-				Key:     fingerprint(key),
-				ConnID:  c.ref,
-				Client:  c.client,
-				Server:  c.server,
+			admit := func() (*ssh.Permissions, error) {
+				proven()
+				return c.admit(ctx, user, profile, key, grant, banner)
 			}
-			c.holding = holding{key: key, grant: grant}
-			if id.Permissions, c.holding.roles, err = c.Roles.Decide(c.asking(id, grant)); err == nil {
-				err = c.getBastion(ctx, id, banner)
-			} else {
-				c.log.Warn("login refused", "user", id.User, "key", id.Key, "err", err)
-				c.refusal = err
+			if c.SecondFactor == nil {
+				return admit()
 			}
-			if err != nil {
-				banner.SendAuthBanner(userMessage(err, c.ref) + "\r\n")
-				// No methods are left after this one, so package ssh hangs
-				// up; any other error would end in "Permission denied",
-				// which is not true.
-				return nil, &ssh.PartialSuccessError{}
+			switch needs, err := c.SecondFactor.Needs(user); {
+			case err != nil:
+				c.log.Error("cannot tell whether a code is needed", "user", user, "err", err)
+				c.attempts, c.refusal = c.attempts+1, err
+				return nil, err
+			case !needs:
+				return admit()
 			}
-			return &ssh.Permissions{ExtraData: map[any]any{identityKey{}: id}}, nil
+			return nil, &ssh.PartialSuccessError{Next: ssh.ServerAuthCallbacks{KeyboardInteractiveCallback: c.askCode(user, admit)}}
 		},
 	}
 	if c.Banner != "" {
@@ -172,6 +163,58 @@ func (c *conn) serverConfig(ctx context.Context, clientVersion, version string, 
 		cfg.AddHostKey(k)
 	}
 	return cfg
+}
+
+// admit makes the identity of a user who has proven who she is, and gets her what
+// she came for.
+func (c *conn) admit(ctx context.Context, user, profile string, key ssh.PublicKey, grant auth.Grant, banner ssh.ServerPreAuthConn) (*ssh.Permissions, error) {
+	c.proven, c.refusal = proof(key, grant), nil
+	id := identity.Identity{
+		User:    user,
+		Profile: profile,
+		Key:     fingerprint(key),
+		ConnID:  c.ref,
+		Client:  c.client,
+		Server:  c.server,
+	}
+	c.holding = holding{key: key, grant: grant}
+	var err error
+	if id.Permissions, c.holding.roles, err = c.Roles.Decide(c.asking(id, grant)); err == nil {
+		err = c.getBastion(ctx, id, banner)
+	} else {
+		c.log.Warn("login refused", "user", id.User, "key", id.Key, "err", err)
+		c.refusal = err
+	}
+	if err != nil {
+		banner.SendAuthBanner(userMessage(err, c.ref) + "\r\n")
+		// No methods are left after this one, so package ssh hangs up; any
+		// other error would end in "Permission denied", which is not true.
+		return nil, &ssh.PartialSuccessError{}
+	}
+	return &ssh.Permissions{ExtraData: map[any]any{identityKey{}: id}}, nil
+}
+
+// askCode asks the client, whose user has proven a key on this connection, for a
+// code by keyboard-interactive (RFC 4256), and calls admit if it is right. Package
+// ssh does not let the client go on as somebody else.
+func (c *conn) askCode(user string, admit func() (*ssh.Permissions, error)) func(ssh.ConnMetadata, ssh.KeyboardInteractiveChallenge) (*ssh.Permissions, error) {
+	return func(_ ssh.ConnMetadata, ask ssh.KeyboardInteractiveChallenge) (*ssh.Permissions, error) {
+		answers, err := ask("", "", []string{"Verification code: "}, []bool{false})
+		if err == nil && len(answers) != 1 {
+			err = errors.New("not one answer to one question")
+		}
+		if err == nil {
+			err = c.SecondFactor.Check(user, answers[0], time.Now())
+		}
+		if err != nil {
+			c.attempts, c.refusal = c.attempts+1, err
+			if text := codeMessage(err); text != "" {
+				ask("", text, nil, nil)
+			}
+			return nil, err
+		}
+		return admit()
+	}
 }
 
 // asking is the login of id, for its roles.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/sallyport-ssh/sallyport/internal/auth"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
@@ -72,6 +73,18 @@ func userMessage(err error, ref string) string {
 	default:
 		return withRef("Your bastion could not be started. Please tell your administrator; the gateway's log has the reason.", ref)
 	}
+}
+
+// codeMessage tells a user what is wrong with her verification code, where she
+// could not know; empty means nothing.
+func codeMessage(err error) string {
+	switch {
+	case errors.Is(err, auth.ErrCodeUsed):
+		return "Each code is good for one login. Please wait for the next one, half a minute at most."
+	case errors.Is(err, auth.ErrCodeLater):
+		return "There were too many wrong codes. Please wait half a minute and try again."
+	}
+	return ""
 }
 
 // lostMessage is what a session sees whose bastion has gone.

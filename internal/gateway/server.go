@@ -48,6 +48,8 @@ type Server struct {
 	// Roles say what users may do beside what their keys permit. A login ends
 	// when one of its roles does not hold any more. Nil means no roles.
 	Roles policy.Roles
+	// SecondFactor, if not nil, is asked for after a key has been proven.
+	SecondFactor SecondFactor
 	// Dial finds or starts the user's bastion and connects to it. It is
 	// called only for an identity that has been proven. It calls notify, at
 	// most once, if the user will have to wait. See [bastion.Dialer.Dial].
@@ -115,6 +117,13 @@ type Server struct {
 	users   map[string]int // connections per user
 	closing bool           // no new ones
 	wg      sync.WaitGroup // connections, and what closes them
+}
+
+// A SecondFactor knows which users must give a code beside their key, and which
+// codes are right. See [auth.TOTP].
+type SecondFactor interface {
+	Needs(user string) (bool, error)
+	Check(user, code string, now time.Time) error
 }
 
 // A conn is one user's connection.
