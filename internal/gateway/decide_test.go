@@ -79,23 +79,24 @@ func TestAlgorithms(t *testing.T) {
 
 func TestStartups(t *testing.T) {
 	var s startups
+	sourceOf := NetBlockSize{}.source
 	max := Startups{Start: 4, Rate: 100, Full: 4}
 	one, two := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 	admit := func(from netip.Addr) *admission {
 		t.Helper()
-		a, err := s.admit(from, max, 2)
+		a, err := s.admit(sourceOf(from), max, 2)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return a
 	}
 	a, b := admit(one), admit(one)
-	if _, err := s.admit(one, Startups{100, 0, 100}, 2); !errors.Is(err, errSourceStartups) {
+	if _, err := s.admit(sourceOf(one), Startups{100, 0, 100}, 2); !errors.Is(err, errSourceStartups) {
 		t.Errorf("a third of one source: %v", err)
 	}
 	admit(two)
 	c := admit(two)
-	if _, err := s.admit(netip.MustParseAddr("192.0.2.3"), max, 2); err == nil {
+	if _, err := s.admit(sourceOf(netip.MustParseAddr("192.0.2.3")), max, 2); err == nil {
 		t.Error("a fifth was admitted, of four at most")
 	}
 	c.release()
@@ -112,7 +113,7 @@ func TestStartups(t *testing.T) {
 	refused := 0
 	s = startups{total: 5}
 	for range 1000 {
-		a, err := s.admit(one, Startups{0, 50, 10}, 0)
+		a, err := s.admit(sourceOf(one), Startups{0, 50, 10}, 0)
 		if err != nil {
 			refused++
 			continue
@@ -121,18 +122,5 @@ func TestStartups(t *testing.T) {
 	}
 	if refused < 650 || refused > 850 { // 75 % half way
 		t.Errorf("%d of 1000 refused half way from 50 %% to certainty", refused)
-	}
-}
-
-func TestSourceOf(t *testing.T) {
-	for addr, want := range map[string]string{
-		"192.0.2.1": "192.0.2.1/32", "2001:db8:1:2:3::4": "2001:db8:1:2::/64",
-	} {
-		if got := sourceOf(netip.MustParseAddr(addr)); got.String() != want {
-			t.Errorf("sourceOf(%s) = %s, want %s", addr, got, want)
-		}
-	}
-	if got := sourceOf(netip.Addr{}); got.IsValid() {
-		t.Errorf("sourceOf of no address = %s", got)
 	}
 }

@@ -76,7 +76,7 @@ var errNobody = errors.New("closed without a byte")
 // many as MaxStartups permits at most.
 func (c *conn) proxyHeader(ctx context.Context, nc net.Conn) (*proxyproto.Header, error) {
 	full := c.MaxStartups.orDefault().Full
-	waiting, err := c.headers.admit(netip.Addr{}, Startups{Start: full, Rate: 100, Full: full}, 0)
+	waiting, err := c.headers.admit(netip.Prefix{}, Startups{Start: full, Rate: 100, Full: full}, 0)
 	if err != nil {
 		return nil, fmt.Errorf("waiting for PROXY protocol headers: %w", err)
 	}

@@ -70,11 +70,15 @@ type Server struct {
 	// LoginGraceTime is how long a client may take to prove who it is.
 	// Waiting for a bastion does not count. Zero means two minutes.
 	LoginGraceTime time.Duration
-	// MaxStartups bounds connections that have not proven who they are yet.
-	// PerSourceMaxStartups bounds them per address (IPv4) or /64 (IPv6); zero
-	// is no bound.
+	// MaxStartups bounds connections that have not proven who they are yet,
+	// and PerSourceMaxStartups those of one source; zero is no bound.
 	MaxStartups          Startups
 	PerSourceMaxStartups int
+	// PerSourceNetBlockSize says what is one source. PerSourcePenalties are
+	// for those that do not log in, except from the networks that are exempt.
+	PerSourceNetBlockSize  NetBlockSize
+	PerSourcePenalties     Penalties
+	PerSourcePenaltyExempt []netip.Prefix
 	// MaxAuthTries is how many keys may fail before the client is cut off;
 	// zero means six.
 	MaxAuthTries int
@@ -109,8 +113,9 @@ type Server struct {
 
 	Log *slog.Logger
 
-	startups startups
-	headers  startups // connections whose PROXY header is still to come
+	startups  startups
+	headers   startups // connections whose PROXY header is still to come
+	penalties penalties
 
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
@@ -218,7 +223,13 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 		return
 	}
 
-	admitted, err := s.startups.admit(c.client.Addr(), s.MaxStartups, s.PerSourceMaxStartups)
+	if err := c.checkPenalty(); err != nil {
+		c.log.Info("connection refused", "err", err) // the penalty itself was a warning
+		c.audit(identity.Identity{}, audit.Event{Type: audit.ConnectionRefused, Server: c.server, Rule: err.Error()})
+		refuse(nc, notAllowed)
+		return
+	}
+	admitted, err := s.startups.admit(c.source(), s.MaxStartups, s.PerSourceMaxStartups)
 	if err != nil {
 		c.log.Warn("connection refused", "err", err)
 		c.audit(identity.Identity{}, audit.Event{Type: audit.ConnectionRefused, Server: c.server, Rule: err.Error()})
@@ -241,6 +252,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	}
 	client, err := c.login(ctx, admitted)
 	if err != nil {
+		c.penalise(err)
 		c.auditRefusal(err)
 		c.logRefusal(err)
 		return
@@ -474,6 +486,9 @@ func (c *conn) keepAlive(peer ssh.Conn, name string, nc net.Conn) {
 func (c *conn) recover(nc net.Conn) {
 	if p := recover(); p != nil {
 		c.log.Error("panic", "panic", p, "stack", string(debug.Stack()))
+		if c.holding.key == nil {
+			c.addPenalty(c.PerSourcePenalties.Crash, "caused a panic")
+		}
 		nc.Close()
 	}
 }

@@ -29,8 +29,8 @@ type startups struct {
 
 var errSourceStartups = errors.New("too many connections from this address that have not logged in")
 
-// admit counts a connection in, or refuses it.
-func (s *startups) admit(from netip.Addr, max Startups, perSource int) (*admission, error) {
+// admit counts a connection of a source in, or refuses it.
+func (s *startups) admit(source netip.Prefix, max Startups, perSource int) (*admission, error) {
 	max = max.orDefault()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -43,7 +43,6 @@ func (s *startups) admit(from netip.Addr, max Startups, perSource int) (*admissi
 			return nil, fmt.Errorf("%d connections have not logged in yet", s.total)
 		}
 	}
-	source := sourceOf(from)
 	if perSource > 0 && s.source[source] >= perSource {
 		return nil, errSourceStartups
 	}
@@ -67,17 +66,3 @@ func (s *startups) admit(from netip.Addr, max Startups, perSource int) (*admissi
 // An admission is one connection's place among those not logged in. release
 // may be called more than once.
 type admission struct{ release func() }
-
-// sourceOf is what counts as one source: an IPv4 address, or an IPv6 network of
-// the size that one customer gets.
-func sourceOf(a netip.Addr) netip.Prefix {
-	bits := 32
-	if a.Is6() {
-		bits = 64
-	}
-	p, err := a.Prefix(bits)
-	if err != nil { // not TCP
-		return netip.Prefix{}
-	}
-	return p
-}
