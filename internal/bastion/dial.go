@@ -70,6 +70,8 @@ type Dialer struct {
 	// FleetKey signs the certificates that log in to bastions.
 	FleetKey ssh.Signer
 	Log      *slog.Logger
+	// StartsPerUser bounds how often one user's bastions may be started.
+	StartsPerUser StartRate
 
 	// NetDial, if not nil, connects to bastions in place of a [net.Dialer].
 	NetDial func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -79,8 +81,9 @@ type Dialer struct {
 	// waits for it.
 	Event func(Event)
 
-	mu    sync.Mutex
-	boots map[Owner]*boot // the starts under way in this process
+	mu     sync.Mutex
+	boots  map[Owner]*boot        // the starts under way in this process
+	starts map[string][]time.Time // of late, by user; see StartsPerUser
 }
 
 // A Conn is a logged-in connection to a bastion. The owner of the Conn must
@@ -108,7 +111,7 @@ type Conn struct {
 // already, or if the bastion does not answer at once. It is called on the
 // goroutine of the caller.
 //
-// Errors wrap [ErrNoProfile], [ErrTooMany], one of those that say why a bastion cannot start,
+// Errors wrap [ErrNoProfile], [ErrTooMany], a [TooOftenError], one of those that say why a bastion cannot start,
 // [ErrHostKey], [ErrGone] (three bastions in a row died at once), or the
 // context's cause.
 func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(starting bool)) (*Conn, error) {
@@ -134,7 +137,10 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 			if err := d.room(ctx, owner, id.Permissions.Limits.Bastions); err != nil {
 				return nil, fmt.Errorf("starting a bastion for %s: %w", owner, err)
 			}
-			b, mine := d.join(ctx, owner, profile)
+			b, mine, err := d.join(ctx, owner, profile, entry.leased())
+			if err != nil {
+				return nil, fmt.Errorf("starting a bastion for %s: %w", owner, err)
+			}
 			started = mine && !entry.leased()
 			wait(started)
 			if entry, err = b.wait(ctx); err != nil {
@@ -242,12 +248,18 @@ func (b *boot) wait(ctx context.Context) (Entry, error) {
 }
 
 // join returns the boot under way for owner; mine says that it was begun for
-// this call.
-func (d *Dialer) join(ctx context.Context, owner Owner, profile Profile) (b *boot, mine bool) {
+// this call. Its user must not have had too many, unless it is elsewhere that it
+// was begun.
+func (d *Dialer) join(ctx context.Context, owner Owner, profile Profile, elsewhere bool) (b *boot, mine bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if b := d.boots[owner]; b != nil {
-		return b, false
+		return b, false, nil
+	}
+	if !elsewhere {
+		if err := d.countStart(owner.User); err != nil {
+			return nil, false, err
+		}
 	}
 	b = &boot{done: make(chan struct{})}
 	if d.boots == nil {
@@ -258,7 +270,7 @@ func (d *Dialer) join(ctx context.Context, owner Owner, profile Profile) (b *boo
 	// up and connects again joins it instead of paying twice. Wait waits for
 	// it.
 	go d.run(context.WithoutCancel(ctx), owner, profile, b)
-	return b, true
+	return b, true, nil
 }
 
 // run carries out b, within the profile's StartTimeout.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -37,6 +38,10 @@ func TestUserMessage(t *testing.T) {
 		{fmt.Errorf("x: %w", bastion.ErrNoAccount), "no account for you"},
 		{fmt.Errorf("x: %w", bastion.ErrNoProfile), "no bastion of that name"},
 		{errTooManyConnections, "too many connections"},
+		{fmt.Errorf("x: %w", &bastion.TooOftenError{Wait: time.Second}), "try again in 1 second;"},
+		{fmt.Errorf("x: %w", &bastion.TooOftenError{Wait: 89*time.Second + 1}), "try again in 90 seconds;"},
+		{fmt.Errorf("x: %w", &bastion.TooOftenError{Wait: 91 * time.Second}), "try again in 2 minutes;"},
+		{fmt.Errorf("x: %w", &bastion.TooOftenError{Wait: time.Hour}), "try again in 60 minutes;"},
 		{errDraining, "going down for maintenance"},
 		{errors.New("AccessDenied: arn:aws:iam::123456789012:role/x"), "could not be started"},
 		{nil, "could not be started"},

@@ -27,7 +27,10 @@ const proxyMessage = "This address is a load balancer's, and a connection from i
 
 // userMessage tells a user why there is no bastion.
 func userMessage(err error, ref string) string {
+	tooOften := (*bastion.TooOftenError)(nil)
 	switch {
+	case errors.As(err, &tooOften):
+		return "Your bastions have been started very often of late. Please try again in " + waitText(tooOften.Wait) + "; one that is running you can use at any time."
 	case errors.Is(err, errTooManyConnections):
 		return "You have too many connections open. Please close some and try again."
 	case errors.Is(err, errAudit):
@@ -120,6 +123,18 @@ const roleEndedMessage = "Your role does not permit you to be here at this time,
 
 func revokedMessage(ref string) string {
 	return withRef("The key you logged in with may not be used any more, so this connection ends. If you do not know why, ask your administrator.", ref)
+}
+
+// waitText is a time to wait, never too short, for people.
+func waitText(d time.Duration) string {
+	n, unit := int64((d+time.Second-1)/time.Second), "second"
+	if n > 90 {
+		n, unit = (n+59)/60, "minute"
+	}
+	if n != 1 {
+		unit += "s"
+	}
+	return fmt.Sprintf("%d %s", n, unit)
 }
 
 func withRef(sentence, ref string) string {
