@@ -236,6 +236,8 @@ authorized_keys_dir: %s
 state_dir: %s
 max_startups: 10000
 max_connections_per_user: 10000
+per_source_penalties: none
+starts_per_user: none
 profiles:
   default:
     launcher: local

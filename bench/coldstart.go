@@ -72,6 +72,7 @@ host_keys: [%s]
 fleet_key: %s
 authorized_keys_dir: %s
 state_dir: %s
+starts_per_user: none
 profiles:
   default:
     launcher: fargate

@@ -199,6 +199,9 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 		Ledger:   ledger,
 		Profiles: kinds,
 		FleetKey: cfg.FleetKey,
+
+		StartsPerUser: bastion.StartRate(cfg.StartsPerUser),
+
 		WrapConn: func(nc net.Conn) net.Conn { return wire.New(nc) },
 		Log:      log,
 		Event:    func(e bastion.Event) { events.Write(bastionEvent(e)) },
@@ -219,6 +222,7 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 		LoginGraceTime:       cfg.LoginGraceTime,
 		MaxStartups:          gateway.Startups(cfg.MaxStartups),
 		PerSourceMaxStartups: cfg.PerSourceMaxStartups,
+		ProxyProtocolFrom:    cfg.ProxyProtocolFrom,
 		MaxAuthTries:         cfg.MaxAuthTries,
 		MaxSessions:          cfg.MaxSessions,
 		MaxConnections:       cfg.MaxConnectionsPerUser,
@@ -236,6 +240,9 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 	if cfg.TOTPDir != "" {
 		server.SecondFactor = &auth.TOTP{Dir: cfg.TOTPDir}
 	}
+	server.PerSourceNetBlockSize = gateway.NetBlockSize(cfg.PerSourceNetBlockSize)
+	server.PerSourcePenalties = gateway.Penalties(cfg.PerSourcePenalties)
+	server.PerSourcePenaltyExempt = cfg.PerSourcePenaltyExemptList
 	server.Audit = events
 	events.OnFailure(server.AuditFailed)
 	server.Recordings, server.Record = recordings(cfg)

@@ -52,9 +52,10 @@ type Gateway struct {
 	// MaxStartups limits connections that have not logged in, all together.
 	// Default 10:30:100.
 	MaxStartups MaxStartups
-	// PerSourceMaxStartups limits them for one source address; 0, written
-	// "none", means no such limit. Default 0.
+	// PerSourceMaxStartups limits them for one source; 0, written "none",
+	// means no such limit. Default 0.
 	PerSourceMaxStartups int
+	Network
 	// MaxAuthTries is how many failed attempts to authenticate end a
 	// connection. Default 6.
 	MaxAuthTries int
@@ -64,6 +65,9 @@ type Gateway struct {
 	// MaxConnectionsPerUser is how many connections one user may have on this
 	// gateway. Default 100.
 	MaxConnectionsPerUser int
+	// StartsPerUser is how often the bastions of one user may be started; in
+	// the file as 30/1h, which is the default, or "none".
+	StartsPerUser StartRate
 	// ClientAliveInterval is how long a client may be silent before it is
 	// asked whether it is there. At least 1s; default 15s.
 	ClientAliveInterval time.Duration
@@ -156,7 +160,9 @@ func Defaults() *Gateway {
 		MaxStartups:           MaxStartups{Start: 10, Rate: 30, Full: 100},
 		MaxAuthTries:          6,
 		MaxSessions:           10,
+		Network:               defaultNetwork(),
 		MaxConnectionsPerUser: 100,
+		StartsPerUser:         StartRate{Starts: 30, Per: time.Hour},
 		ClientAliveInterval:   15 * time.Second,
 		ClientAliveCountMax:   4,
 		Drain:                 30 * time.Second,

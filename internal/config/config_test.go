@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/pem"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -194,6 +195,25 @@ func TestValues(t *testing.T) {
 		{"max_startups: 20", func(g *Gateway) { g.MaxStartups = MaxStartups{20, 100, 20} }},
 		{`max_startups: "5:50:60"`, func(g *Gateway) { g.MaxStartups = MaxStartups{5, 50, 60} }},
 		{"per_source_max_startups: 5", func(g *Gateway) { g.PerSourceMaxStartups = 5 }},
+		{"per_source_net_block_size: 24", func(g *Gateway) { g.PerSourceNetBlockSize.IPv4 = 24 }},
+		{"per_source_net_block_size: 0:128", func(g *Gateway) { g.PerSourceNetBlockSize = NetBlockSize{0, 128} }},
+		{"per_source_penalties: none", func(g *Gateway) { g.PerSourcePenalties = Penalties{} }},
+		{"per_source_penalties: authfail:10s  max:1h30m min:0", func(g *Gateway) {
+			g.PerSourcePenalties.AuthFail, g.PerSourcePenalties.Max, g.PerSourcePenalties.Min = 10*time.Second, 90*time.Minute, 0
+		}},
+		{"per_source_penalties: [noauth:0, crash:3 max-sources4:10, max-sources6:20]", func(g *Gateway) {
+			p := &g.PerSourcePenalties
+			p.NoAuth, p.Crash, p.MaxSources4, p.MaxSources6 = 0, 3*time.Second, 10, 20
+		}},
+		{"per_source_penalties: overflow:deny-all", func(g *Gateway) { g.PerSourcePenalties.DenyAll4, g.PerSourcePenalties.DenyAll6 = true, true }},
+		{"per_source_penalties: overflow6:permissive overflow:deny-all", func(g *Gateway) { g.PerSourcePenalties.DenyAll4 = true }},
+		{"per_source_penalty_exempt_list: [10.0.0.0/8, 2001:db8::1]", func(g *Gateway) {
+			g.PerSourcePenaltyExemptList = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::1/128")}
+		}},
+		{"proxy_protocol_from: 10.0.1.0/24", func(g *Gateway) { g.ProxyProtocolFrom = []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")} }},
+		{"proxy_protocol_from: none", func(g *Gateway) {}},
+		{"starts_per_user: 5/1d", func(g *Gateway) { g.StartsPerUser = StartRate{5, 24 * time.Hour} }},
+		{"starts_per_user: none", func(g *Gateway) { g.StartsPerUser = StartRate{} }},
 		{"ciphers: aes192-ctr", func(g *Gateway) { g.Ciphers = []string{"aes192-ctr"} }},
 		{"kex_algorithms: [diffie-hellman-group-exchange-sha256]", func(g *Gateway) { g.KexAlgorithms = []string{"diffie-hellman-group-exchange-sha256"} }},
 		{"version_addendum: Example Corp", func(g *Gateway) { g.VersionAddendum = "Example Corp" }},
@@ -290,6 +310,23 @@ func TestMistakes(t *testing.T) {
 		{"max_startups: 10:0:100", `g.yaml:1: max_startups: "10:0:100" is not start:rate:full; write it like 10:30:100, or as one number`},
 		{"max_startups: 10:101:100", `g.yaml:1: max_startups: "10:101:100": the rate is in percent, and 101 is more than 100`},
 		{"max_startups: 100:30:10", `g.yaml:1: max_startups: "100:30:10": start (100) is greater than full (10)`},
+
+		// Networks.
+		{"proxy_protocol_from: 0.0.0.0/0", `g.yaml:1: proxy_protocol_from: 0.0.0.0/0 is everybody, so anybody could claim to come from any address; name the balancers only`},
+		{"proxy_protocol_from: balancer", `g.yaml:1: proxy_protocol_from: "balancer" is neither an address nor a network; write it like 10.0.0.0/8`},
+		{"per_source_penalty_exempt_list: [10.0.0.0/8, 10.0.0.1/8]", `g.yaml:1: per_source_penalty_exempt_list: "10.0.0.1/8": the network is 10.0.0.0/8; an address in the middle of it is usually a slip`},
+		{"per_source_net_block_size: 33", `g.yaml:1: per_source_net_block_size: "33" is not the bits of a network; write it like 32:64, up to 32 for IPv4 and 128 for IPv6`},
+		{"per_source_net_block_size: 32:+64", `g.yaml:1: per_source_net_block_size: "32:+64" is not the bits of a network; write it like 32:64, up to 32 for IPv4 and 128 for IPv6`},
+		{"per_source_penalties: no", `g.yaml:1: per_source_penalties: "no" is not a penalty; write it like authfail:5s. There are `},
+		{"per_source_penalties: invaliduser:5s", `g.yaml:1: per_source_penalties: "invaliduser:5s" is not a penalty; write it like authfail:5s. There are `},
+		{"per_source_penalties: authfail:5s authfail:6s", `g.yaml:1: per_source_penalties: authfail is given twice`},
+		{"per_source_penalties: max:2d", `g.yaml:1: per_source_penalties: "max:2d": "2d" is not a duration of a day at most; write it like 90s`},
+		{"per_source_penalties: max-sources4:0", `g.yaml:1: per_source_penalties: "max-sources4:0": "0" is not a whole number from 1 to 1000000`},
+		{"per_source_penalties: overflow:deny", `g.yaml:1: per_source_penalties: "overflow:deny": there are permissive and deny-all`},
+		{"per_source_penalties: max:10s", `g.yaml:1: per_source_penalties: max (10s) is shorter than min (15s), so that no penalty would ever count; write none for no penalties`},
+		{`per_source_penalties: " "`, `g.yaml:1: per_source_penalties: is empty; write none for no penalties`},
+		{"starts_per_user: 10", `g.yaml:1: starts_per_user: "10" is not a number of starts in a time; write it like 30/1h, with at most 1000 starts in at most a week`},
+		{"starts_per_user: 0/1h", `g.yaml:1: starts_per_user: "0/1h" is not a number of starts in a time; write it like 30/1h, with at most 1000 starts in at most a week`},
 
 		// Algorithms.
 		{"ciphers: [aes128-ctr, chacha20-poly1305@openssh.com]", `g.yaml:1: ciphers: "chacha20-poly1305@openssh.com" is not a cipher that is offered here; there are aes128-gcm@openssh.com, aes256-gcm@openssh.com, aes256-ctr, aes192-ctr, aes128-ctr`},
@@ -508,7 +545,7 @@ func FuzzParse(f *testing.F) {
 	example := read(f, "testdata/gateway.yaml")
 	for _, s := range []string{
 		"", string(example), required, required + "profiles: {a: {idle: 1d}}", "a: &a [*a]", "&a {profiles: *a}", "<<: {}", "? {a: b}\n: c",
-		"--- x\n--- y", "listen: [:1, :2]", "max_startups: 1:2:3", "\xff\xfe", "profiles:\n  <<: *x", "!!binary x", "- a", required + "drain: !!float 1",
+		"--- x\n--- y", "listen: [:1, :2]", "max_startups: 1:2:3", "per_source_net_block_size: 1:2", "per_source_penalties: [a:1s b, max:0]", "starts_per_user: 1/1s", "proxy_protocol_from: [::1, 1.2.3.4]", "\xff\xfe", "profiles:\n  <<: *x", "!!binary x", "- a", required + "drain: !!float 1",
 	} {
 		f.Add([]byte(s))
 	}
@@ -535,7 +572,10 @@ func FuzzParse(f *testing.F) {
 		}
 		if len(g.Listen) == 0 || len(g.HostKeys) == 0 || g.FleetKey == nil || g.AuthorizedKeysDir == "" || g.StateDir == "" || g.Deployment == "" ||
 			g.LoginGraceTime < time.Second || g.MaxStartups.Start < 1 || g.MaxStartups.Full < g.MaxStartups.Start || g.MaxAuthTries < 1 ||
-			g.MaxSessions < 1 || g.MaxConnectionsPerUser < 1 || g.ClientAliveInterval < time.Second || g.ClientAliveCountMax < 1 || g.Drain < 0 {
+			g.MaxSessions < 1 || g.MaxConnectionsPerUser < 1 || g.ClientAliveInterval < time.Second || g.ClientAliveCountMax < 1 || g.Drain < 0 ||
+			g.PerSourcePenalties != (Penalties{}) && (g.PerSourcePenalties.Max < g.PerSourcePenalties.Min || g.PerSourcePenalties.MaxSources4 < 1 || g.PerSourcePenalties.MaxSources6 < 1) ||
+			g.PerSourceNetBlockSize.IPv4 < 0 || g.PerSourceNetBlockSize.IPv4 > 32 || g.PerSourceNetBlockSize.IPv6 < 0 || g.PerSourceNetBlockSize.IPv6 > 128 ||
+			g.StartsPerUser.Starts > 0 && g.StartsPerUser.Per <= 0 {
 			t.Errorf("not usable: %+v", g)
 		}
 	})

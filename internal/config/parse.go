@@ -72,6 +72,11 @@ func parse(data []byte, file, dir string) (*Gateway, error) {
 		"authorized_keys_cache":        func(v value) { g.AuthorizedKeysCache = v.durationUpTo(time.Hour) },
 		"authorized_keys_stale":        func(v value) { g.AuthorizedKeysStale = v.durationUpTo(24 * time.Hour) },
 
+		"proxy_protocol_from":            func(v value) { g.ProxyProtocolFrom = v.balancers() },
+		"per_source_net_block_size":      func(v value) { g.PerSourceNetBlockSize = v.netBlockSize() },
+		"per_source_penalties":           func(v value) { g.PerSourcePenalties = v.penalties() },
+		"per_source_penalty_exempt_list": func(v value) { g.PerSourcePenaltyExemptList = v.networksOrNone() },
+
 		"deployment": func(v value) {
 			var ok bool
 			if g.Deployment, ok = v.text(); ok && !validName(g.Deployment) {
@@ -82,6 +87,7 @@ func parse(data []byte, file, dir string) (*Gateway, error) {
 		"login_grace_time":         func(v value) { g.LoginGraceTime = v.duration(time.Second) },
 		"max_startups":             func(v value) { g.MaxStartups = v.maxStartups() },
 		"per_source_max_startups":  func(v value) { g.PerSourceMaxStartups = v.integerOrNone() },
+		"starts_per_user":          func(v value) { g.StartsPerUser = v.startRate() },
 		"max_auth_tries":           func(v value) { g.MaxAuthTries = v.integer(1, 100) },
 		"max_sessions":             func(v value) { g.MaxSessions = v.integer(1, 10_000) },
 		"max_connections_per_user": func(v value) { g.MaxConnectionsPerUser = v.integer(1, 1_000_000) },

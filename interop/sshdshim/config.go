@@ -172,6 +172,7 @@ func translate(c call, dir string) (site, error) {
 	put("state_dir", filepath.Join(home, "state"))
 	put("fleet_key", filepath.Join(home, "fleet_key"))
 	put("drain", "0s")
+	put("per_source_penalties", "none") // the suite's own sshd_config says so
 	if len(s["ciphers"]) == 0 {
 		s["ciphers"] = []string{strings.Join(ciphers, ",")}
 	}
