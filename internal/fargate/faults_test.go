@@ -479,7 +479,9 @@ func TestFullRegion(t *testing.T) {
 			})
 		}
 		users.Wait()
-		if calls := w.calls(0)["ecs:RunTask"]; calls > 40 {
+		// What the buckets let through at once may be under way before the first
+		// answer; then it is now and then.
+		if calls := w.calls(0)["ecs:RunTask"]; calls > 100+40 {
 			t.Errorf("%d calls of RunTask in ten minutes", calls)
 		} else {
 			t.Logf("%d calls of RunTask for %d logins in ten minutes", calls, many*30)

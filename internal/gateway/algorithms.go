@@ -10,11 +10,11 @@ import (
 //
 // There is no chacha20-poly1305: package ssh has no assembly for it on amd64,
 // and it must be rekeyed every GiB, which package ssh must never start by itself
-// (see rekeyThreshold). There is nothing with SHA-1, and no DSA.
+// (see rekeyThreshold). There is nothing with SHA-1, no DSA, and no ECDH
+// on the NIST curves, which no client needs.
 var (
 	defaultKexAlgorithms = []string{
 		ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeCurve25519,
-		ssh.KeyExchangeECDHP256, ssh.KeyExchangeECDHP384, ssh.KeyExchangeECDHP521,
 		ssh.KeyExchangeDH16SHA512, ssh.KeyExchangeDH14SHA256,
 	}
 	defaultCiphers = []string{ssh.CipherAES128GCM, ssh.CipherAES256GCM, ssh.CipherAES256CTR, ssh.CipherAES192CTR, ssh.CipherAES128CTR}

@@ -186,7 +186,9 @@ func (f *flow) streamEnded() {
 	}
 	if f.holdsEOF() {
 		<-f.exited
-		if f.lost {
+		// If the bastion is being ended, the agent may have been faster to end
+		// the command, and to say so.
+		if f.lost || f.r.expected.Load() != nil {
 			f.to.writeStderr([]byte("\r\n" + f.r.lostText() + "\r\n"))
 		}
 	}

@@ -15,27 +15,33 @@ import (
 	"strings"
 
 	"golang.org/x/crypto/ssh"
-
-	"github.com/sallyport-ssh/sallyport/internal/config"
 )
 
 // ciphers are all the gateway knows. By itself it does not offer AES-CTR to an
 // OpenSSH client; the suite's loops are to reach it.
 var ciphers = []string{ssh.CipherAES128GCM, ssh.CipherAES256GCM, ssh.CipherAES256CTR, ssh.CipherAES192CTR, ssh.CipherAES128CTR}
 
+// kexes and macs are what the gateway offers; see package gateway.
+var (
+	kexes = []string{
+		ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeCurve25519,
+		ssh.KeyExchangeDH16SHA512, ssh.KeyExchangeDH14SHA256,
+	}
+	macs = []string{ssh.HMACSHA256ETM, ssh.HMACSHA512ETM, ssh.HMACSHA256, ssh.HMACSHA512}
+)
+
 // offered says whether the gateway has an algorithm. Kinds it does not choose
 // from are left as they are.
 func offered(kind, name string) bool {
-	defaults := config.Defaults()
 	switch kind {
 	case "cipher", "Ciphers":
 		return slices.Contains(ciphers, name)
 	case "cipher-auth":
 		return slices.Contains(ciphers, name) && strings.Contains(name, "-gcm@")
 	case "mac", "MACs":
-		return slices.Contains(defaults.MACs, name)
+		return slices.Contains(macs, name)
 	case "kex", "KexAlgorithms":
-		return slices.Contains(defaults.KexAlgorithms, name)
+		return slices.Contains(kexes, name)
 	case "key", "key-plain":
 		return !strings.HasPrefix(name, "ssh-dss")
 	}
