@@ -30,6 +30,8 @@ const attackTime = 3 * time.Minute
 //	huge         announces a packet of 4 GiB
 //	no-service   logs in as nobody: exchanges keys, and asks for channels at once
 //	vanish       breaks the connection off at every stage of its life, many times
+//	proxy        sends headers of the PROXY protocol, and is no balancer
+//	failures N   fails to log in until a connection is turned away, about the N-th and no sooner
 //	startups N   opens N connections that do not log in; the next is turned away
 //	channels     opens 10,000 channels
 //	requests     sends 10,000 requests on one channel and waits for no reply
@@ -53,6 +55,8 @@ func (w *world) attack(ts *testscript.TestScript, args []string) {
 		"huge":       a.huge,
 		"no-service": a.noService,
 		"vanish":     a.vanish,
+		"proxy":      a.proxy,
+		"failures":   func() error { return a.failures(args[1:]) },
 		"startups":   func() error { return a.startups(args[1:]) },
 		"channels":   a.channels,
 		"requests":   a.requests,
@@ -104,18 +108,20 @@ func (a *attacker) login() (*ssh.Client, error) {
 	return a.loginOn(c)
 }
 
-func (a *attacker) loginOn(c net.Conn) (*ssh.Client, error) {
-	text, err := os.ReadFile(a.path("id"))
+func (a *attacker) loginOn(c net.Conn) (*ssh.Client, error) { return a.loginWith(c, "id") }
+
+func (a *attacker) loginWith(c net.Conn, key string) (*ssh.Client, error) {
+	text, err := os.ReadFile(a.path(key))
 	if err != nil {
 		return nil, err
 	}
-	key, err := ssh.ParsePrivateKey(text)
+	signer, err := ssh.ParsePrivateKey(text)
 	if err != nil {
 		return nil, err
 	}
 	conn, chans, reqs, err := ssh.NewClientConn(c, "", &ssh.ClientConfig{
 		User:            "alice",
-		Auth:            []ssh.AuthMethod{ssh.PublicKeys(key)},
+		Auth:            []ssh.AuthMethod{ssh.PublicKeys(signer)},
 		HostKeyCallback: ssh.InsecureIgnoreHostKey(), // scripts with ssh look at it
 	})
 	if err != nil {
@@ -191,6 +197,66 @@ func (a *attacker) huge() error {
 		}
 	}
 	return nil
+}
+
+// proxy claims to come from elsewhere. That is garbage like any other: the
+// gateway says so, and reads nothing that comes after it.
+func (a *attacker) proxy() error {
+	for _, header := range []string{
+		"PROXY TCP4 10.1.2.3 10.1.2.4 5000 22\r\n",
+		"PROXY UNKNOWN\r\n",
+		"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\x0a\x01\x02\x03\x0a\x01\x02\x04\x13\x88\x00\x16",
+		"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00",
+	} {
+		c, err := a.dial()
+		if err != nil {
+			return err
+		}
+		if _, err := io.WriteString(c, header); err != nil {
+			return err
+		}
+		answer, _ := io.ReadAll(c)
+		if !strings.Contains(string(answer), "Invalid SSH identification string.") {
+			return fmt.Errorf("after %q: answered %q", header, answer)
+		}
+		// The whole of it, in front of a login that would be right.
+		if c, err = a.dial(); err != nil {
+			return err
+		}
+		if _, err := io.WriteString(c, header); err != nil {
+			return err
+		}
+		if _, err := a.loginOn(c); err == nil {
+			return fmt.Errorf("logged in after %q", header)
+		}
+	}
+	return nil
+}
+
+// failures tries keys that are nobody's.
+func (a *attacker) failures(args []string) error {
+	n, err := strconv.Atoi(strings.Join(args, ""))
+	if err != nil {
+		return err
+	}
+	for i := 1; ; i++ {
+		c, err := a.dial()
+		if err != nil {
+			return err
+		}
+		_, err = a.loginWith(c, "id2")
+		if err == nil {
+			return errors.New("logged in with a key that is nobody's")
+		}
+		refused := !strings.Contains(err.Error(), "unable to authenticate")
+		// The gateway may still be at the end of the last when the next comes.
+		if refused && i < n || !refused && i > n+5 {
+			return fmt.Errorf("login %d: %w", i, err)
+		}
+		if refused {
+			return nil
+		}
+	}
 }
 
 // noService asks for everything without ever logging in.
