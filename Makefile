@@ -11,20 +11,20 @@ demo: build
 
 test: build
 	scripts/need openssh-client openssh-server openssh-sftp-server rsync git xauth socat procps perl-base python3-paramiko asciinema
-	$(GO) test ./...
+	scripts/plain $(GO) test ./...
 
 race: build
 	scripts/need openssh-client openssh-server openssh-sftp-server rsync git xauth socat procps perl-base python3-paramiko asciinema
-	$(GO) test -race ./...
+	scripts/plain $(GO) test -race ./...
 
 interop: build
 	scripts/need $$(cat interop/packages.txt)
-	interop/run
+	scripts/plain interop/run
 
 # Ten minutes of it are 2,000 idle connections; ARGS=-quick is a short one.
 bench:
 	scripts/need openssh-client openssh-server
-	$(GO) run ./bench $(ARGS)
+	scripts/plain $(GO) run ./bench $(ARGS)
 
 lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt -w on these"; exit 1; }

@@ -198,6 +198,28 @@ func translate(c call, dir string) (site, error) {
 			fmt.Fprintf(&y, "host_keys: [%s]\n", strings.Join(keys, ", "))
 		case "pidfile":
 			result.pidFile = value
+		case "trustedusercakeys":
+			put("trusted_user_ca_keys", value)
+		case "authorizedprincipalsfile":
+			// A file in the suite's words, a folder in the gateway's.
+			folder := filepath.Join(dir, "principals")
+			if err := os.Mkdir(folder, 0o700); err != nil {
+				return site{}, err
+			}
+			data, err := os.ReadFile(strings.ReplaceAll(value, "%u", me.Username))
+			if err == nil {
+				err = os.WriteFile(filepath.Join(folder, me.Username), data, 0o600)
+			}
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				return site{}, err
+			}
+			put("authorized_principals_dir", folder)
+		case "authorizedkeyscommand":
+			put("authorized_keys_command", value)
+		case "authorizedkeyscommanduser":
+			put("authorized_keys_command_user", value)
+		case "revokedkeys":
+			put("revoked_keys", value)
 		case "authorizedkeysfile":
 			keyFile = strings.ReplaceAll(value, "%u", me.Username)
 		case "port":

@@ -82,9 +82,19 @@ func serveStdio(c call, logTo io.Writer) error {
 	if err := dialer.Adopt(ctx); err != nil {
 		return err
 	}
+	keys := &auth.Keys{
+		Dir:                     cfg.AuthorizedKeysDir,
+		TrustedUserCAKeys:       cfg.TrustedUserCAKeys,
+		AuthorizedPrincipalsDir: cfg.AuthorizedPrincipalsDir,
+		RevokedKeys:             cfg.RevokedKeys,
+		Command:                 cfg.AuthorizedKeysCommand,
+		CommandUser:             cfg.AuthorizedKeysCommandUser,
+		LookupTimeout:           cfg.AuthorizedKeysTimeout,
+		Log:                     log,
+	}
 	server := &gateway.Server{
 		HostKeys:            cfg.HostKeys,
-		Authorize:           (&auth.Keys{Dir: cfg.AuthorizedKeysDir, Log: log}).Authorize,
+		Authorize:           keys.Authorize,
 		Dial:                dialer.Dial,
 		LoginGraceTime:      cfg.LoginGraceTime,
 		MaxAuthTries:        cfg.MaxAuthTries,
