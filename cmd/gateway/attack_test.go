@@ -37,6 +37,7 @@ const attackTime = 3 * time.Minute
 //	requests     sends 10,000 requests on one channel and waits for no reply
 //	unread       starts output that it does not read, and a second session
 //	signal       sends signals and a break
+//	terminals    asks for a terminal twice, the second time to be refused, and then for a shell
 //
 // Each fails if the gateway did not do what it should.
 func (w *world) attack(ts *testscript.TestScript, args []string) {
@@ -62,6 +63,7 @@ func (w *world) attack(ts *testscript.TestScript, args []string) {
 		"requests":   a.requests,
 		"unread":     a.unread,
 		"signal":     a.signal,
+		"terminals":  a.terminals,
 	}
 	run, ok := attacks[args[0]]
 	if !ok {
@@ -519,4 +521,31 @@ func (a *attacker) signal() error {
 		return fmt.Errorf("unknown request: %v, %v", ok, err)
 	}
 	return session.Close()
+}
+
+// terminals ends with the output of a command that has a terminal.
+func (a *attacker) terminals() error {
+	client, err := a.login()
+	if err != nil {
+		return err
+	}
+	session, err := client.NewSession()
+	if err != nil {
+		return err
+	}
+	defer session.Close()
+	if err := session.RequestPty("xterm", 24, 80, nil); err != nil {
+		return err
+	}
+	if session.RequestPty("xterm", 24, 80, nil) == nil {
+		return errors.New("a second terminal was granted")
+	}
+	out, err := session.Output("tty; echo twice asked")
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(string(out), "/dev/") {
+		return fmt.Errorf("no terminal: %q", out)
+	}
+	return nil
 }

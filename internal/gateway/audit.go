@@ -386,6 +386,7 @@ type sessionWatcher struct {
 
 	mu         sync.Mutex
 	pty        *audit.PTY
+	asked      bool              // the last pty-req was the one for pty
 	recording  *record.Recording // nil: none
 	incomplete string            // why the recording, or its absence, is not all
 	exitStatus *uint32
@@ -403,7 +404,8 @@ func (w *sessionWatcher) Request(kind string, fromClient bool, payload []byte) (
 			Columns, Rows uint32
 			Rest          []byte `ssh:"rest"`
 		}
-		if ssh.Unmarshal(payload, &m) == nil {
+		// A second one is refused by the bastion, and the first still stands.
+		if w.asked = w.pty == nil && ssh.Unmarshal(payload, &m) == nil; w.asked {
 			w.pty = &audit.PTY{Term: m.Term, Columns: m.Columns, Rows: m.Rows}
 		}
 	case fromClient && kind == "window-change":
@@ -530,7 +532,9 @@ func (w *sessionWatcher) Answered(kind string, fromClient bool, payload []byte, 
 	}
 	if kind == "pty-req" {
 		w.mu.Lock()
-		w.pty = nil
+		if w.asked {
+			w.pty = nil
+		}
 		w.mu.Unlock()
 	}
 	w.Refused(relay.Refusal{Kind: kind, FromClient: true, Payload: payload, Channel: w.number, ByFar: true, Code: ssh.Prohibited})
