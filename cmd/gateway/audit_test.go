@@ -45,10 +45,13 @@ func schema() (map[string]map[string]bool, error) {
 //
 //	events FILE [all]
 //
-// Each line of the file is an event and some of its fields, in the order of the
-// log:
+// Each line of the file is an event and some of its fields:
 //
 //	exec conn=1 command="exit 7" seconds=~\d
+//
+// What is told of one channel, and what is told of a connection but of none of
+// its channels, must be in the order of the file; the next connection may well
+// begin before the end of the last is told.
 //
 // Connections are numbered as they come. What begins with ~ is a regular
 // expression. Events that belong to no connection are left out, unless "all" is
@@ -86,6 +89,7 @@ func (w *world) events(ts *testscript.TestScript, args []string) {
 func readEvents(log []byte, known map[string]map[string]bool) ([]map[string]any, error) {
 	var events []map[string]any
 	conns := make(map[any]int)
+	stages := make(map[any]string)
 	for line := range bytes.Lines(log) {
 		if !bytes.HasSuffix(line, []byte("\n")) {
 			return nil, fmt.Errorf("half a line: %s", line)
@@ -116,44 +120,96 @@ func readEvents(log []byte, known map[string]map[string]bool) ([]map[string]any,
 				conns[conn] = len(conns) + 1
 			}
 			e["conn"] = conns[conn]
+			if err := inTurn(e, stages); err != nil {
+				return nil, fmt.Errorf("%v: %s", err, line)
+			}
 		}
 		events = append(events, e)
 	}
 	return events, nil
 }
 
+// inTurn says whether an event comes when one of its connection may: "connection"
+// is the first, "end" is the last, and all that is done comes after
+// "bastion-joined". Stages are the latest of these, by connection.
+func inTurn(e map[string]any, stages map[any]string) error {
+	conn, stage := e["conn"], stages[e["conn"]]
+	switch e["event"] {
+	case "connection":
+		if stage != "" {
+			return fmt.Errorf("a connection begins twice")
+		}
+		stages[conn] = "connection"
+	case "bastion-joined", "end":
+		if stage == "" || stage == e["event"] || stage == "end" {
+			return fmt.Errorf("after %q", stage)
+		}
+		stages[conn] = e["event"].(string)
+	default:
+		if stage == "" || stage == "end" || e["channel"] != nil && stage != "bastion-joined" {
+			return fmt.Errorf("after %q", stage)
+		}
+	}
+	return nil
+}
+
 var wantField = regexp.MustCompile(`([a-z_]+)=("(?:[^"\\]|\\.)*"|\S*)`)
 
 // compare says what is wrong; "" if nothing is.
 func compare(got []map[string]any, want []string) string {
-	for i, line := range want {
-		name, rest, _ := strings.Cut(line, " ")
-		if i >= len(got) {
-			return fmt.Sprintf("event %d is missing: %s", i+1, line)
-		}
-		if got[i]["event"] != name {
-			return fmt.Sprintf("event %d is %v, want %s", i+1, got[i], line)
-		}
-		for _, m := range wantField.FindAllStringSubmatch(rest, -1) {
-			value := m[2]
-			if unquoted, err := strconv.Unquote(value); err == nil {
-				value = unquoted
+	type stream struct{ conn, channel any }
+	taken := make([]bool, len(got))
+	for _, line := range want {
+		// Any event may be next that no other of its own stream must precede.
+		next := -1
+		var problems []string
+		behind := make(map[stream]bool)
+		for i, e := range got {
+			of := stream{e["conn"], e["channel"]}
+			if taken[i] || behind[of] {
+				continue
 			}
-			is := ""
-			if v := got[i][m[1]]; v != nil {
-				is = fmt.Sprint(v)
+			behind[of] = true
+			problem := differs(e, line)
+			if problem == "" {
+				next = i
+				break
 			}
-			if pattern, ok := strings.CutPrefix(value, "~"); ok {
-				if !regexp.MustCompile("^(?:" + pattern + ")$").MatchString(is) {
-					return fmt.Sprintf("event %d, %s: %s is %q, want %s", i+1, name, m[1], is, m[2])
-				}
-			} else if is != value {
-				return fmt.Sprintf("event %d, %s: %s is %q, want %s", i+1, name, m[1], is, m[2])
-			}
+			problems = append(problems, problem)
 		}
+		if next < 0 {
+			return fmt.Sprintf("there is no\n\t%s\nwhat may be next is\n\t%s", line, strings.Join(problems, "\n\t"))
+		}
+		taken[next] = true
 	}
-	if len(got) > len(want) {
-		return fmt.Sprintf("event %d is too many: %v", len(want)+1, got[len(want)])
+	if i := slices.Index(taken, false); i >= 0 {
+		return fmt.Sprintf("event %d is too many: %v", i+1, got[i])
+	}
+	return ""
+}
+
+// differs says why an event is not the one of the line; "" if it is.
+func differs(e map[string]any, line string) string {
+	name, rest, _ := strings.Cut(line, " ")
+	if e["event"] != name {
+		return fmt.Sprintf("%v: not %s", e, name)
+	}
+	for _, m := range wantField.FindAllStringSubmatch(rest, -1) {
+		value := m[2]
+		if unquoted, err := strconv.Unquote(value); err == nil {
+			value = unquoted
+		}
+		is := ""
+		if v := e[m[1]]; v != nil {
+			is = fmt.Sprint(v)
+		}
+		same := is == value
+		if pattern, ok := strings.CutPrefix(value, "~"); ok {
+			same = regexp.MustCompile("^(?:" + pattern + ")$").MatchString(is)
+		}
+		if !same {
+			return fmt.Sprintf("%v: %s is %q, want %s", e, m[1], is, m[2])
+		}
 	}
 	return ""
 }
