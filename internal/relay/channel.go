@@ -16,6 +16,9 @@ const (
 	// stalled is how long a channel that its client has closed may take to
 	// hand over what the client sent before, without any progress.
 	stalled = 10 * time.Second
+	// unreadStalled is the same for a peer that has said that it reads no more
+	// data; stderr may still be on its way.
+	unreadStalled = 2 * time.Second
 	// requestsMax is how many channel requests may wait for the reply to an
 	// earlier one, and requestBytes how much they may carry. A peer that sends
 	// more loses the channel.
@@ -127,12 +130,17 @@ type flow struct {
 	watch    ChannelWatcher // may be nil
 
 	queue   requests
-	streams atomic.Int32   // data and stderr, as far as they have not ended
-	all     sync.WaitGroup // everything that hands over what from has sent
-	exited  chan struct{}  // closed when the end of a session's command has been passed on, or never will be
-	lost    bool           // the session ended because the bastion did; written before exited is closed
-	bytes   atomic.Int64   // of data and stderr that have been handed over
-	passed  atomic.Int64   // requests that have been handed over
+	streams atomic.Int32 // data and stderr, as far as they have not ended
+	// What hands over what from has sent: requests and other things that come to
+	// an end by themselves, stderr, and data.
+	all, stderr, data sync.WaitGroup
+	exited            chan struct{} // closed when the end of a session's command has been passed on, or never will be
+	lost              bool          // the session ended because the bastion did; written before exited is closed
+	bytes             atomic.Int64  // of data and stderr that have been handed over
+	passed            atomic.Int64  // requests that have been handed over
+
+	unread  atomic.Bool // see stopReading
+	drained atomic.Bool // from is closed, and there is nothing left but data
 }
 
 // carry moves all that from sends to the channel to: data, stderr, requests,
@@ -142,8 +150,8 @@ func (f *flow) carry() {
 	f.exited = make(chan struct{})
 	exit := sync.OnceFunc(func() { close(f.exited) })
 	f.streams.Store(2)
-	f.start(&f.all, func() { f.copy(f.to.writeStderr, f.from.Stderr(), make([]byte, smallBuffer)) })
-	f.start(&f.all, func() { f.copy(f.to.write, f.from, make([]byte, smallBuffer)) })
+	f.start(&f.stderr, func() { f.copy(&f.stderr, f.to.writeStderr, f.from.Stderr(), make([]byte, smallBuffer)) })
+	f.start(&f.data, func() { f.copy(&f.data, f.to.write, f.from, make([]byte, smallBuffer)) })
 
 	f.queue.flow, f.queue.exit = f, exit
 	for req := range f.reqs {
@@ -152,15 +160,19 @@ func (f *flow) carry() {
 	// from is closed now: nothing more will come in.
 	handedOver := make(chan struct{})
 	var hurry sync.WaitGroup
-	if f.toServer {
-		f.start(&hurry, func() { f.hurry(handedOver) })
-	}
+	f.start(&hurry, func() { f.hurry(handedOver) })
 	f.queue.settle()
 	if f.holdsEOF() && !f.queue.exited && f.r.lostText() != "" {
 		f.lost = f.serverLost()
 	}
 	exit()
 	f.all.Wait()
+	f.stderr.Wait()
+	if f.drained.Store(true); f.unread.Load() {
+		f.reverse.queue.settle() // as below
+		f.to.Close()
+	}
+	f.data.Wait()
 	close(handedOver)
 	hurry.Wait()
 	// A close overtakes the replies that are on their way from the other side.
@@ -204,23 +216,39 @@ func (f *flow) start(wg *sync.WaitGroup, what func()) {
 	})
 }
 
-// hurry waits until everything has been handed over. It was the client that
-// closed the channel, so nobody waits for the rest any more, and a bastion that
-// does not read or reply must not keep the channel for ever.
+// stopReading takes note that to's peer reads no more data, which it says with
+// eow@openssh.com (OpenSSH PROTOCOL, section 2.1).
+//
+// OpenSSH's client throws away what it holds at that moment, a whole window if
+// its output was slow, and never gives that part of the window back. So data may
+// wait for ever to be handed over, as in "ssh host yes | head", and must not keep
+// the channel from ending when the other side has ended it.
+func (f *flow) stopReading() {
+	if f.unread.Store(true); f.drained.Load() {
+		f.to.Close() // and what waits for a window ends as soon as the peer confirms
+	}
+}
+
+// hurry waits until everything has been handed over, for as long as there is
+// progress, if nobody waits for the rest any more: if it was the client that
+// closed the channel, or if the peer has said that it reads no more. One that
+// does not read or reply must not keep the channel for ever then.
 func (f *flow) hurry(handedOver <-chan struct{}) {
-	tick := time.NewTicker(stalled)
+	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for before := int64(-1); ; {
+	before, since := int64(-1), time.Now()
+	for {
 		select {
 		case <-handedOver:
 			return
 		case <-tick.C:
 		}
-		now := f.bytes.Load() + f.passed.Load()
-		if now == before {
+		if now := f.bytes.Load() + f.passed.Load(); now != before {
+			before, since = now, time.Now()
+		}
+		if quiet := time.Since(since); f.unread.Load() && quiet >= unreadStalled || f.toServer && quiet >= stalled {
 			f.to.Close() // what blocks ends as soon as the far side confirms
 		}
-		before = now
 	}
 }
 
@@ -257,7 +285,7 @@ var largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
 //
 // It waits on a fresh stack each time: those that have handed something over
 // have grown, stay that way, and are most of what an idle session costs.
-func (f *flow) copy(write func([]byte) (int, error), from io.Reader, small []byte) {
+func (f *flow) copy(wg *sync.WaitGroup, write func([]byte) (int, error), from io.Reader, small []byte) {
 	// An error beside data says that the window could not be adjusted. What
 	// has arrived is still to be read.
 	n, err := from.Read(small)
@@ -265,7 +293,7 @@ func (f *flow) copy(write func([]byte) (int, error), from io.Reader, small []byt
 	case n == 0 && err != nil, !f.handOver(write, small[:n]), n == len(small) && !f.copyBulk(write, from):
 		f.streamEnded()
 	default:
-		f.start(&f.all, func() { f.copy(write, from, small) })
+		f.start(wg, func() { f.copy(wg, write, from, small) })
 	}
 }
 
@@ -406,6 +434,9 @@ func (f *flow) passRequest(req *ssh.Request) {
 	}
 	ok, err := f.to.SendRequest(req.Type, req.WantReply, req.Payload)
 	ok = ok && err == nil
+	if req.Type == endOfWrite {
+		f.reverse.stopReading()
+	}
 	if f.watch != nil && req.WantReply {
 		f.watch.Answered(req.Type, f.toServer, req.Payload, ok)
 	}

@@ -433,6 +433,93 @@ func TestClientClosesSlow(t *testing.T) {
 	})
 }
 
+// TestReadsNoMore: a client that reads no more data, and whose window nobody will
+// open again, learns all the same how its command has ended and that the channel
+// is closed, at once.
+func TestReadsNoMore(t *testing.T) {
+	for _, when := range []string{"while it runs", "after it has ended", "never"} {
+		t.Run(when, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := join(t, permitAll(), inMemory)
+				near, far := w.open("session")
+				go far.Write(make([]byte, 5<<20)) // more than the two windows there are
+				time.Sleep(time.Second)
+				eow := func() { near.SendRequest(endOfWrite, false, nil) }
+				if when == "while it runs" {
+					eow()
+					if req := <-far.reqs; req.Type != endOfWrite {
+						t.Fatalf("the bastion gets %s", req.Type)
+					}
+				}
+				far.SendRequest("exit-status", false, []byte{0, 0, 0, 7})
+				far.Close()
+				if when == "after it has ended" {
+					time.Sleep(time.Minute)
+					eow()
+				}
+				if req := <-near.reqs; req == nil || req.Type != "exit-status" || req.Payload[3] != 7 {
+					t.Fatalf("instead of exit-status there comes %v", req)
+				}
+				began := time.Now()
+				closed := make(chan struct{})
+				go func() {
+					for range near.reqs {
+					}
+					close(closed)
+				}()
+				select {
+				case <-closed:
+				case <-time.After(time.Hour):
+				}
+				if took := time.Since(began); when != "never" && took > 0 {
+					t.Errorf("the channel is closed after %v", took)
+				} else if when == "never" && took < time.Hour {
+					t.Errorf("a client that only pauses is cut off after %v", took)
+				}
+			})
+		})
+	}
+}
+
+// TestReadsNoMoreButStderr: that a client reads no more data says nothing of
+// stderr, unless that cannot get through either.
+func TestReadsNoMoreButStderr(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := join(t, permitAll(), inMemory)
+		near, far := w.open("session")
+		near.SendRequest(endOfWrite, false, nil)
+		<-far.reqs
+		go func() {
+			far.Stderr().Write(make([]byte, 3<<20))
+			far.SendRequest("exit-status", false, []byte{0, 0, 0, 0})
+			far.Close()
+		}()
+		got, buf := 0, make([]byte, 100<<10)
+		for {
+			time.Sleep(unreadStalled / 2)
+			n, err := io.ReadFull(near.Stderr(), buf)
+			if got += n; err != nil {
+				break
+			}
+		}
+		if got != 3<<20 {
+			t.Errorf("%d bytes of stderr arrived", got)
+		}
+
+		near, far = w.open("session")
+		near.SendRequest(endOfWrite, false, nil)
+		<-far.reqs
+		far.Stderr().Write(make([]byte, 3<<20)) // nobody reads it
+		far.Close()
+		began := time.Now()
+		for range near.reqs {
+		}
+		if took := time.Since(began); took < unreadStalled || took > 2*unreadStalled {
+			t.Errorf("closed after %v", took)
+		}
+	})
+}
+
 // TestExitAfterClose: a client that closes first gets no exit-status, and
 // nothing hangs.
 func TestExitAfterClose(t *testing.T) {

@@ -283,6 +283,7 @@ func (s *side) note(req *ssh.Request) {
 const (
 	keepalive      = "keepalive@openssh.com"
 	noMoreSessions = "no-more-sessions@openssh.com"
+	endOfWrite     = "eow@openssh.com"
 )
 
 // await collects what the client asks until server delivers or is closed, or
