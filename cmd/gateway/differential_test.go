@@ -108,6 +108,9 @@ func TestDifferential(t *testing.T) {
 		{name: "subsystem that there is not", before: []string{"-s"}, command: "nothing"},
 		{name: "forward to a port that is closed", before: []string{"-W", "127.0.0.1:1"}},
 		{name: "forward to a name that is unknown", before: []string{"-W", "no-such-host.invalid:1"}},
+		{name: "output that is read late and in part", program: "ssh -F CONFIG HOST 'yes; echo $? >DIR/yes' | (sleep 1; head -n 2); until test -s DIR/yes; do sleep 0.1; done; cat DIR/yes"},
+		{name: "client dies", program: leave("-T")},
+		{name: "client with a terminal dies", program: leave("-tt")},
 		{name: "sftp", program: "sftp -q -F CONFIG -b batch HOST:DIR"},
 		{name: "sftp, what fails", program: "sftp -q -F CONFIG -b fails HOST:DIR"},
 		{name: "sftp, what the server can do", program: "sftp -v -v -F CONFIG -b /dev/null HOST 2>&1 | grep -a 'Server supports\\|Remote version'"},
@@ -152,6 +155,22 @@ func many(format string, n int) (args []string) {
 		args = append(args, "-o", fmt.Sprintf(format, i))
 	}
 	return args
+}
+
+// leave kills a client and says which of the processes that it has started live
+// on: with nohup, in the background, in the background and deaf to SIGHUP, the
+// command itself.
+func leave(terminal string) string {
+	return `ssh ` + terminal + ` -F CONFIG HOST 'nohup sleep 600 >/dev/null 2>&1 & a=$!
+		sleep 600 & b=$!
+		(trap "" HUP; exec sleep 600) & echo $a $b $! $$ >DIR/pids` + terminal + `.new
+		mv DIR/pids` + terminal + `.new DIR/pids` + terminal + `
+		exec sleep 600' </dev/null >/dev/null 2>&1 & client=$!
+	until test -s DIR/pids` + terminal + `; do sleep 0.1; done
+	sleep 0.5
+	kill -9 $client
+	sleep 1.5
+	for p in $(cat DIR/pids` + terminal + `); do kill -0 $p 2>/dev/null && echo lives && kill -9 $p || echo dead; done`
 }
 
 // blurs takes out what is different from one run to the next.

@@ -172,8 +172,7 @@ func (s *session) prepare(l launch) {
 	}
 }
 
-// runFirst runs a command with the session's output, and waits for it. A
-// client that goes away hangs it up.
+// runFirst runs a command with the session's output, and waits for it.
 func (s *session) runFirst(cmd command, stdin string, l launch) error {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -181,7 +180,7 @@ func (s *session) runFirst(cmd command, stdin string, l launch) error {
 	}
 	defer w.Close()
 	cmd.files = [3]*os.File{r, l.files[1], l.files[2]}
-	proc, err := s.c.server.Account.start(cmd)
+	proc, err := s.c.server.start(cmd)
 	r.Close()
 	if err != nil {
 		return err
@@ -190,6 +189,6 @@ func (s *session) runFirst(cmd command, stdin string, l launch) error {
 	defer s.setProcess(nil)
 	io.WriteString(w, stdin) // less than a pipe holds
 	w.Close()
-	proc.wait()
+	<-proc.ended
 	return nil
 }

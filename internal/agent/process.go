@@ -22,6 +22,10 @@ type process struct {
 	pid   int
 	pidfd *os.File // nil if the kernel has none
 
+	// ended is closed when the process has been waited for, and status set.
+	ended  chan struct{}
+	status unix.WaitStatus
+
 	mu     sync.Mutex
 	reaped bool
 	// hungUp is when hangUp was called; zero if it was not.
@@ -48,7 +52,8 @@ var children struct {
 	pids sync.Map // int -> struct{}
 }
 
-// start starts a command with the rights of the account.
+// start starts a command with the rights of the account. Somebody must wait for
+// it.
 func (a Account) start(cmd command) (*process, error) {
 	pidfd := -1
 	attr := &syscall.ProcAttr{
@@ -74,7 +79,7 @@ func (a Account) start(cmd command) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{pid: pid, expired: make(chan struct{})}
+	p := &process{pid: pid, ended: make(chan struct{}), expired: make(chan struct{})}
 	if pidfd >= 0 {
 		unix.SetNonblock(pidfd, true) // or package os would not poll it
 		p.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
@@ -184,9 +189,9 @@ func (p *process) signal(sig unix.Signal) error {
 	return unix.Kill(-p.pid, sig)
 }
 
-// hangUp tells the process group that nobody is there any more, and kills it
-// after hangupGrace. What called setsid(2) has left the group and lives on, as
-// it does with sshd. It does not wait, and may be called again.
+// hangUp tells the process group that the bastion ends, and kills it after
+// hangupGrace. What called setsid(2) has left the group and lives on, where there
+// is something to live on. It does not wait, and may be called again.
 func (p *process) hangUp() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -30,8 +30,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -86,6 +88,11 @@ type Server struct {
 	idle *time.Timer
 	// lastLogin is what the next interactive session shows.
 	lastLogin string
+
+	// processes are those that run, of clients that have gone too; reaping
+	// waits for them.
+	processes map[*process]struct{}
+	reaping   sync.WaitGroup
 }
 
 const (
@@ -126,6 +133,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer stop(nil)
 
 	s.conns = make(map[*conn]struct{})
+	s.processes = make(map[*process]struct{})
 	if s.Idle > 0 {
 		s.idle = time.AfterFunc(s.Idle, func() { s.idled(stop) })
 		defer s.idle.Stop()
@@ -160,7 +168,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	s.Log.Info("agent stops", "reason", context.Cause(ctx).Error())
 	s.hangUp()
 	ended := make(chan struct{})
-	go func() { serving.Wait(); close(ended) }()
+	go func() { serving.Wait(); s.reaping.Wait(); close(ended) }()
 	select {
 	case <-ended:
 		return acceptErr
@@ -396,13 +404,17 @@ func (s *Server) tell(line string) {
 	}
 }
 
-// hangUp refuses new connections, ends every session as if its client had
-// gone, and after stopGrace, or when all sessions have told how they ended,
+// hangUp refuses new connections, hangs up every process, also of clients that
+// have gone, and after stopGrace, or when all sessions have told how they ended,
 // closes the connections.
 func (s *Server) hangUp() {
 	s.mu.Lock()
 	s.closing = true
+	running := slices.Collect(maps.Keys(s.processes))
 	s.mu.Unlock()
+	for _, p := range running {
+		p.hangUp()
+	}
 
 	var ended sync.WaitGroup
 	deadline := time.Now().Add(stopGrace)
@@ -410,6 +422,31 @@ func (s *Server) hangUp() {
 		ended.Go(func() { c.shutdown(deadline) })
 	}
 	ended.Wait()
+}
+
+// start starts a command with the rights of the account, and waits for its end:
+// see [process.ended]. It goes on when its client has gone, until the bastion
+// ends.
+func (s *Server) start(cmd command) (*process, error) {
+	p, err := s.Account.start(cmd)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.processes[p] = struct{}{}
+	closing := s.closing
+	s.mu.Unlock()
+	if closing {
+		p.hangUp()
+	}
+	s.reaping.Go(func() {
+		p.status = p.wait()
+		s.mu.Lock()
+		delete(s.processes, p)
+		s.mu.Unlock()
+		close(p.ended)
+	})
+	return p, nil
 }
 
 // welcome returns the line about the login before this one, and remembers

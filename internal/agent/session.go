@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -40,29 +41,40 @@ type session struct {
 	// signal it either.
 	fixed bool
 
-	// outputs counts the copying of the process's output to the client.
-	outputs sync.WaitGroup
+	// stdout and stderr are the process's output, before it has started;
+	// stderr is nil with a terminal.
+	stdout, stderr *outflow
+	// delivered is closed when all output has been, as far as it is wanted.
+	delivered chan struct{}
+	// unread is closed when the client has said that it reads no more of
+	// standard output, and gone when it has closed the channel or is gone.
+	unread, gone chan struct{}
 	// done is closed when the client has been told how the process ended,
-	// and the channel is closed from our side.
+	// and the channel is closed from our side; or when there is no client.
 	done chan struct{}
 
 	mu  sync.Mutex
 	tty *terminal // nil without pty-req
 	// ends are our ends of the process's pipes, or the terminal.
 	ends []*os.File
-	// stdout is the one of ends that standard output comes from; nil with a
-	// terminal.
-	stdout *os.File
-	proc   *process
-	// hungUp and abandoned say that the process is to get a hangup as soon as
-	// there is one; abandoned also that nobody wants its output.
+	// undelivered is how many outputs are still being copied.
+	undelivered int
+	proc        *process
+	// hungUp says that the process is to get a hangup as soon as there is one,
+	// and abandoned that nobody wants its output.
 	hungUp, abandoned bool
 }
 
-// session serves one session channel until both sides have closed it and its
-// process has ended.
+// session serves one session channel until both sides have closed it. A process
+// that outlives its client is the server's from then on.
 func (c *conn) session(nc ssh.NewChannel) {
-	s := &session{c: c, done: make(chan struct{})}
+	s := &session{
+		c:         c,
+		delivered: make(chan struct{}),
+		unread:    make(chan struct{}),
+		gone:      make(chan struct{}),
+		done:      make(chan struct{}),
+	}
 	if !c.add(s) {
 		nc.Reject(ssh.ConnectionFailed, "open failed") // sshd's words beyond MaxSessions
 		return
@@ -192,13 +204,23 @@ func (s *session) requestBreak(payload []byte) bool {
 // stopOutput closes standard output: nobody reads it at the client any more, as
 // in "ssh host yes | head", and what still writes shall get SIGPIPE (OpenSSH
 // PROTOCOL section 2.1). Without it the command would run, and send, for ever.
+//
+// What has been read of it may wait for a window that the client does not open
+// any more; the end of the session does not wait for that.
 func (s *session) stopOutput() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.stdout == nil {
 		return false
 	}
-	s.stdout.SetReadDeadline(time.Now()) // ends the copying, which closes it
+	select {
+	case <-s.unread:
+		return true
+	default:
+		close(s.unread)
+	}
+	if s.tty == nil {
+		s.stdout.from.Close()
+	}
+	s.stdout.end()
 	return true
 }
 
@@ -251,7 +273,8 @@ type launch struct {
 // files, and returns those.
 func (s *session) openFiles() (child [3]*os.File, err error) {
 	if s.tty != nil {
-		s.copyOut(s.ch, s.tty.master)
+		s.undelivered = 1
+		s.stdout = s.copyOut(s.ch, s.tty.master)
 		s.copyIn(s.tty.master)
 		return [3]*os.File{s.tty.slave, s.tty.slave, s.tty.slave}, nil
 	}
@@ -273,11 +296,9 @@ func (s *session) openFiles() (child [3]*os.File, err error) {
 		ours[i], child[i] = os.NewFile(uintptr(mine), "pipe"), os.NewFile(uintptr(its), "pipe")
 	}
 	s.copyIn(ours[0])
-	s.mu.Lock()
-	s.stdout = ours[1]
-	s.mu.Unlock()
-	s.copyOut(s.ch, ours[1])
-	s.copyOut(s.ch.Stderr(), ours[2])
+	s.undelivered = 2
+	s.stdout = s.copyOut(s.ch, ours[1])
+	s.stderr = s.copyOut(s.ch.Stderr(), ours[2])
 	return child, nil
 }
 
@@ -299,21 +320,55 @@ func (s *session) own(f *os.File) {
 	}
 }
 
+// An outflow is a stream of what the process writes, on its way to the client.
+type outflow struct {
+	s     *session
+	from  *os.File
+	to    io.Writer
+	began atomic.Int64 // when the write under way began, in Unix nanoseconds; 0 if there is none
+	once  sync.Once
+}
+
+// Write implements [io.Writer].
+func (o *outflow) Write(p []byte) (int, error) {
+	o.began.Store(time.Now().UnixNano())
+	defer o.began.Store(0)
+	return o.to.Write(p)
+}
+
+// stuck says that the client has not taken a packet for a while.
+func (o *outflow) stuck(while time.Duration) bool {
+	began := o.began.Load()
+	return began != 0 && time.Since(time.Unix(0, began)) > while
+}
+
+// end says that nobody has to wait for o any more.
+func (o *outflow) end() {
+	o.once.Do(func() {
+		o.s.mu.Lock()
+		defer o.s.mu.Unlock()
+		if o.s.undelivered--; o.s.undelivered == 0 {
+			close(o.s.delivered)
+		}
+	})
+}
+
 // copyOut carries output to the client until nobody holds the other end any
 // more; a terminal says so with EIO, and finish sets a deadline for it. If the
 // client does not take the output, whoever writes gets SIGPIPE.
-func (s *session) copyOut(to io.Writer, from *os.File) {
+func (s *session) copyOut(to io.Writer, from *os.File) *outflow {
 	s.own(from)
-	s.outputs.Add(1)
+	o := &outflow{s: s, from: from, to: to}
 	s.c.spawn("session output", func() {
-		defer s.outputs.Done()
-		err := copyFrom(to, from)
+		defer o.end()
+		err := copyFrom(o, from)
 		if s.tty == nil {
 			from.Close()
 		} else if errors.Is(err, os.ErrDeadlineExceeded) {
-			copyRest(to, from)
+			copyRest(o, from)
 		}
 	})
+	return o
 }
 
 // copyIn carries the client's input to the process, and its end too.
@@ -372,11 +427,11 @@ func (s *session) startProcess(l launch) *process {
 	case l.command != "":
 		cmd.argv = []string{path.Base(shell), "-c", l.command}
 	}
-	proc, err := a.start(cmd)
+	proc, err := s.c.server.start(cmd)
 	if err != nil && a.do(0o022, func() error { _, err := os.Stat(a.Home + "/."); return err }) != nil {
 		fmt.Fprintf(l.files[2], "Could not chdir to home directory %s: %s\n", a.Home, errorText(err))
 		cmd.dir = "/"
-		proc, err = a.start(cmd)
+		proc, err = s.c.server.start(cmd)
 	}
 	if err != nil {
 		s.c.log.Warn("session did not start", "shell", shell, "err", err)
@@ -403,11 +458,18 @@ func (s *session) setProcess(proc *process) {
 // close. EOF never comes before exit-status, even if the process closed its
 // output long before it ended: a client that closes the channel at EOF would
 // not learn the status, since package ssh answers that close by itself.
+//
+// If the client goes before the process has ended, the process goes on.
 func (s *session) finish(proc *process) {
 	defer close(s.done)
 	status := exitCode(127)
 	if proc != nil {
-		status = proc.wait()
+		select {
+		case <-proc.ended:
+			status = proc.status
+		case <-s.gone:
+			return // the files are closed by those who copied
+		}
 	}
 	if status.Signaled() {
 		s.ch.SendRequest("exit-signal", false, ssh.Marshal(exitSignal{
@@ -421,13 +483,43 @@ func (s *session) finish(proc *process) {
 		// hold the terminal do not hold the session, with sshd neither.
 		s.tty.master.SetReadDeadline(time.Now())
 	}
-	s.outputs.Wait()
-	s.ch.CloseWrite()
+	if s.awaitOutput() {
+		s.ch.CloseWrite()
+	}
 	s.ch.Close()
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	closeAll(s.ends)
+}
+
+// stuckFor is how long a client that reads no more of standard output may take
+// for a packet of stderr before it is given up.
+const stuckFor = time.Second
+
+// awaitOutput waits until the client has all output. It reports false if the
+// client has said that it does not read all: something may then still wait to be
+// sent, and there can be no EOF.
+func (s *session) awaitOutput() bool {
+	select {
+	case <-s.delivered:
+	case <-s.unread:
+		tick := time.NewTicker(stuckFor / 2)
+		defer tick.Stop()
+		for s.stderr == nil || !s.stderr.stuck(stuckFor) {
+			select {
+			case <-s.delivered:
+				return false
+			case <-tick.C:
+			}
+		}
+	}
+	select {
+	case <-s.unread:
+		return false
+	default:
+		return true
+	}
 }
 
 func exitCode(code int) unix.WaitStatus { return unix.WaitStatus(code << 8) }
@@ -445,10 +537,12 @@ func (s *session) hangUp() {
 	}
 }
 
-// abandon hangs up the process of a client that has gone, and takes its
-// standard files away.
+// abandon takes its standard files away from the process of a client that has
+// gone. With a terminal that hangs up the line, and the kernel tells whoever is
+// in the foreground. Without one a process may not notice before it writes: sshd
+// sends no signal, and what was started to outlive a connection does.
 func (s *session) abandon() {
-	s.hangUp()
+	close(s.gone)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.abandoned = true

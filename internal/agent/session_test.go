@@ -360,9 +360,11 @@ func TestBackgroundJobs(t *testing.T) {
 	}
 }
 
-// TestHangup: a client that goes takes its session's process group along, even
-// members that ignore SIGHUP, but nothing that has made itself independent.
-func TestHangup(t *testing.T) {
+// TestClientGoes: what a client leaves behind when it goes is left alone, as sshd
+// does. Its terminal hangs up and its pipes are closed; what does not mind that
+// goes on. The end of the bastion is the end of all of it, but for what has made
+// itself independent.
+func TestClientGoes(t *testing.T) {
 	for _, pty := range []bool{false, true} {
 		t.Run(fmt.Sprintf("pty %v", pty), func(t *testing.T) {
 			t.Parallel()
@@ -377,28 +379,119 @@ func TestHangup(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			pids := filepath.Join(b.home, "pids")
-			err = s.Start(fmt.Sprintf(`setsid sleep 1000 >/dev/null 2>&1 </dev/null & free=$!
-sh -c 'trap "" HUP; while :; do sleep 1; done' & deaf=$!
-sleep 1000 & plain=$!
-echo $free $deaf $plain $$ > %[1]s.new; mv %[1]s.new %[1]s; wait`, pids))
+			stdin, err := s.StdinPipe()
 			if err != nil {
 				t.Fatal(err)
 			}
-			var free, deaf, plain, shell int
+			defer stdin.Close()
+			pids := filepath.Join(b.home, "pids")
+			err = s.Start(fmt.Sprintf(`setsid sleep 1000 >/dev/null 2>&1 </dev/null & free=$!
+nohup sleep 1000 >/dev/null 2>&1 & deaf=$!
+sh -c 'trap "" HUP PIPE; while echo x; do sleep 0.05; done' & talks=$!
+sleep 1000 & plain=$!
+echo $free $deaf $talks $plain $$ > %[1]s.new; mv %[1]s.new %[1]s; exec cat`, pids))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var free, deaf, talks, plain, reads int
 			eventually(t, "pids", func() bool {
 				text, _ := os.ReadFile(pids)
-				n, _ := fmt.Sscan(string(text), &free, &deaf, &plain, &shell)
-				return n == 4
+				n, _ := fmt.Sscan(string(text), &free, &deaf, &talks, &plain, &reads)
+				return n == 5
 			})
 			eventually(t, "setsid", func() bool { sid, _ := unix.Getsid(free); return sid == free })
 			defer unix.Kill(free, unix.SIGKILL)
 			c.Close()
-			eventually(t, "shell and its child gone", func() bool { return !alive(shell) && !alive(plain) })
-			eventually(t, "deaf child killed", func() bool { return !alive(deaf) })
-			eventually(t, "shell reaped", func() bool { return unix.Kill(shell, 0) == unix.ESRCH })
+			eventually(t, "what reads or writes notices", func() bool { return !alive(reads) && !alive(talks) })
+			eventually(t, "and is reaped", func() bool { return unix.Kill(reads, 0) == unix.ESRCH })
+			if pty {
+				eventually(t, "what does not ignore SIGHUP ends with its terminal", func() bool { return !alive(plain) })
+			}
+			time.Sleep(100 * time.Millisecond) // a signal would have come by now
+			if !pty && !alive(plain) {
+				t.Error("without a terminal, a process has got a signal")
+			}
+			if !alive(deaf) {
+				t.Error("nohup has not kept a process alive")
+			}
+			b.stop()
+			if err := <-b.ended; err != nil {
+				t.Error(err)
+			}
 			if !alive(free) {
 				t.Error("a process with a session of its own was killed")
+			}
+		})
+	}
+}
+
+// TestStopEndsOrphans: when the bastion ends, what clients have left behind ends
+// too, even if it ignores SIGHUP.
+func TestStopEndsOrphans(t *testing.T) {
+	b := start(t, nil)
+	c := b.dial(alice())
+	s, err := c.NewSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := s.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(`sh -c 'trap "" HUP; while :; do sleep 1; done' >/dev/null 2>&1 & echo $! $$; sleep 1000 >/dev/null 2>&1; :`); err != nil {
+		t.Fatal(err)
+	}
+	var deaf, shell int
+	if _, err := fmt.Fscan(out, &deaf, &shell); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	eventually(t, "the connection is not counted any more", func() bool { return len(b.server.open()) == 0 })
+	if !alive(deaf) || !alive(shell) {
+		t.Error("something has ended with its client")
+	}
+	b.stop()
+	if err := <-b.ended; err != nil {
+		t.Error(err)
+	}
+	if alive(deaf) || alive(shell) {
+		t.Error("something has outlived the bastion")
+	}
+}
+
+// TestReadsNoMore: who writes what the client reads no more gets SIGPIPE, even if
+// all windows are full and stay that way, and the session ends.
+func TestReadsNoMore(t *testing.T) {
+	for _, tt := range []struct {
+		name, command string
+		pty           bool
+		status        byte
+	}{
+		{"a writer", "yes; exit 5", false, 5},
+		{"one that has ended", "head -c 3000000 /dev/zero; exit 6", false, 6},
+		{"what stderr cannot say", "yes; echo end >&2; exit 7", false, 7},
+		{"a terminal", "head -c 3000000 /dev/zero & sleep 0.2; exit 8", true, 8},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			ch, reqs, err := start(t, nil).dial(alice()).OpenChannel("session", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.pty {
+				ch.SendRequest("pty-req", true, ssh.Marshal(ptyRequest{Term: "vt100"}))
+			}
+			ch.SendRequest("exec", true, ssh.Marshal(commandRequest{tt.command}))
+			time.Sleep(500 * time.Millisecond) // for the window of 2 MiB to be full
+			ch.SendRequest("eow@openssh.com", false, nil)
+			var got byte
+			for req := range reqs { // until the channel is closed
+				if req.Type == "exit-status" {
+					got = req.Payload[3]
+				}
+			}
+			if got != tt.status {
+				t.Errorf("the session ends with status %d, want %d", got, tt.status)
 			}
 		})
 	}
