@@ -22,6 +22,7 @@ var notOnFargate = map[string]string{
 	"accounts": "an image has one account for sessions; these are accounts of the gateway's machine",
 	"config":   "is about the agent's program, which is in the image",
 	"demo":     "gateway demo has the local launcher always",
+	"confined": "runs an agent of its own",
 	"noboot":   "reads the agent's last words, which go to the task's log; see failures in testdata/fargate",
 }
 

@@ -33,7 +33,7 @@ var bin string // holds the two programs under test
 
 // TestMain is also what scripts get when they run one of these programs.
 func TestMain(m *testing.M) {
-	testscript.Main(withPrograms{m}, map[string]func(){"pty": ptyMain})
+	testscript.Main(withPrograms{m}, map[string]func(){"pty": ptyMain, "confined": confinedMain})
 }
 
 // withPrograms builds the real programs before it runs the tests: what is
@@ -105,7 +105,7 @@ func (w withPrograms) Run() int {
 // The names must not be those of testscript's own, which win: its "stop" ends the
 // script, and lets it pass.
 //
-// And, for exec, the program pty; see pty_test.go.
+// And, for exec, the programs pty and confined; see pty_test.go and confined_test.go.
 func TestScripts(t *testing.T) { runScripts(t, "testdata/script", false) }
 
 // runScripts runs those in a folder; on Fargate, or what stands for it, if so

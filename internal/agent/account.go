@@ -106,13 +106,14 @@ func (a Account) credential() *syscall.Credential {
 // do runs f with the rights of the account: files it makes belong to the
 // account, files the account may not touch cannot be touched, and sockets it
 // connects carry the account's credentials (SO_PEERCRED). f must not hand work
-// to other goroutines. umask applies to f alone.
+// to other goroutines.
 //
-// Linux keeps credentials and umask by thread, and package syscall's Setuid
-// deliberately changes them all; so this makes the system calls itself, on a
-// thread that ends with the goroutine. The real and saved user id stay root's,
-// or the user could signal the thread, and with it this process.
-func (a Account) do(umask int, f func() error) error {
+// Linux keeps credentials by thread, and package syscall's Setuid deliberately
+// changes them all; so this makes the system calls itself, on a thread that ends
+// with the goroutine. The real and saved user id stay root's, or the user could
+// signal the thread, and with it this process. The umask stays the process's:
+// one of the thread's own would need unshare(2), which many containers forbid.
+func (a Account) do(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // and never unlock: the thread is of no more use
@@ -123,7 +124,7 @@ func (a Account) do(umask int, f func() error) error {
 			}
 			done <- err
 		}()
-		if err = a.assume(umask); err == nil {
+		if err = a.assume(); err == nil {
 			err = f()
 		}
 	}()
@@ -131,11 +132,7 @@ func (a Account) do(umask int, f func() error) error {
 }
 
 // assume gives the calling thread the rights of the account.
-func (a Account) assume(umask int) error {
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return os.NewSyscallError("unshare", err)
-	}
-	unix.Umask(umask)
+func (a Account) assume() error {
 	if os.Geteuid() != 0 {
 		return nil
 	}

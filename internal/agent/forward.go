@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 
 	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
@@ -112,7 +113,7 @@ func (c *conn) directStreamlocal(nc ssh.NewChannel) {
 		return
 	}
 	var sock *net.UnixConn
-	err = c.server.Account.do(0o077, func() error {
+	err = c.server.Account.do(func() error {
 		var err error
 		sock, err = net.DialUnix("unix", nil, c.socketAddr(path))
 		return err
@@ -362,19 +363,27 @@ func (c *conn) listenUnix(payload []byte) bool {
 // else can connect to.
 func (c *conn) listenSocket(addr *net.UnixAddr) (*listener, error) {
 	a := c.server.Account
-	var sock *net.UnixListener
-	err := a.do(0o177, func() error {
+	// The file gets the mode of the socket, less the umask (unix(7)).
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var err error
-		sock, err = net.ListenUnix("unix", addr)
+		if ctlErr := raw.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); ctlErr != nil {
+			return ctlErr
+		}
+		return os.NewSyscallError("fchmod", err)
+	}}
+	var sock net.Listener
+	err := a.do(func() error {
+		var err error
+		sock, err = config.Listen(context.Background(), "unix", addr.Name)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	sock.SetUnlinkOnClose(false) // by us, with the account's rights
+	sock.(*net.UnixListener).SetUnlinkOnClose(false) // by us, with the account's rights
 	return &listener{
 		socks:   []net.Listener{sock},
-		cleanup: func() { a.do(0o177, func() error { return os.Remove(addr.Name) }) },
+		cleanup: func() { a.do(func() error { return os.Remove(addr.Name) }) },
 	}, nil
 }
 
@@ -394,7 +403,7 @@ func (c *conn) forwardAgent() bool {
 	}
 	a := c.server.Account
 	var dir string
-	err := a.do(0o077, func() error {
+	err := a.do(func() error {
 		var err error
 		dir, err = os.MkdirTemp("/tmp", "ssh-")
 		return err
@@ -406,7 +415,7 @@ func (c *conn) forwardAgent() bool {
 	// Named as sshd's are: scripts look for /tmp/ssh-*/agent.*.
 	name := filepath.Join(dir, "agent."+strconv.Itoa(os.Getpid()))
 	l, err := c.listenSocket(&net.UnixAddr{Name: name, Net: "unix"})
-	removeDir := func() { a.do(0o077, func() error { return os.Remove(dir) }) }
+	removeDir := func() { a.do(func() error { return os.Remove(dir) }) }
 	if err != nil {
 		c.log.Warn("no agent socket", "err", err)
 		removeDir()

@@ -428,7 +428,7 @@ func (s *session) startProcess(l launch) *process {
 		cmd.argv = []string{path.Base(shell), "-c", l.command}
 	}
 	proc, err := s.c.server.start(cmd)
-	if err != nil && a.do(0o022, func() error { _, err := os.Stat(a.Home + "/."); return err }) != nil {
+	if err != nil && a.do(func() error { _, err := os.Stat(a.Home + "/."); return err }) != nil {
 		fmt.Fprintf(l.files[2], "Could not chdir to home directory %s: %s\n", a.Home, errorText(err))
 		cmd.dir = "/"
 		proc, err = s.c.server.start(cmd)
