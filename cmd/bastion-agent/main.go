@@ -204,11 +204,11 @@ func announce(fd int, addr net.Addr, key ssh.PublicKey) error {
 // quote makes s one word of a shell's command line.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-type sftpServer struct{}
+type sftpServer struct{ agent.SFTP }
 
 // Run implements the sftp-server command.
-func (sftpServer) Run(std streams) error {
-	return agent.ServeSFTP(std.in, nopCloser{std.out})
+func (s *sftpServer) Run(std streams) error {
+	return s.Serve(std.in, nopCloser{std.out})
 }
 
 type nopCloser struct{ io.Writer }

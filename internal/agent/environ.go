@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -14,9 +13,13 @@ import (
 const (
 	environmentFile = "/etc/environment"
 	motdFile        = "/etc/motd"
-	systemRC        = "/etc/ssh/sshrc"
+	userRC          = ".ssh/rc" // in the home directory
 	xauthPath       = "/usr/bin/xauth"
 )
+
+// systemRC is what runs before a session of who has no rc script of her own. A
+// variable for tests.
+var systemRC = "/etc/ssh/sshrc"
 
 // environ is an environment in which a later value replaces an earlier one.
 type environ struct {
@@ -128,8 +131,8 @@ func (s *session) greets(l launch) bool {
 // rc returns the script that runs before the session: the user's, or else the
 // system's, or "" (sshd(8), SSHRC).
 func (s *session) rc(l launch) string {
-	if _, err := os.Stat(filepath.Join(s.c.server.Account.Home, ".ssh/rc")); err == nil && !l.subsystem && s.c.id.Permissions.UserRC {
-		return ".ssh/rc"
+	if _, err := os.Stat(filepath.Join(s.c.server.Account.Home, userRC)); err == nil && !l.subsystem && s.c.id.Permissions.UserRC {
+		return userRC
 	}
 	if _, err := os.Stat(systemRC); err == nil {
 		return systemRC
@@ -153,11 +156,13 @@ func (s *session) prepare(l launch) {
 			fmt.Fprintln(l.files[1], last)
 		}
 	}
-	shell := s.c.server.Account.shell()
 	cmd := command{env: s.environment(l), dir: s.c.server.Account.Home}
 	var stdin string
 	if rc := s.rc(l); rc != "" {
-		cmd.path, cmd.argv = shell, []string{path.Base(shell), "-c", "/bin/sh " + rc}
+		cmd.path, cmd.argv = "/bin/sh", []string{"sh", rc}
+		if rc == userRC { // as sshd, so that it finds what the shell sets
+			cmd.path, cmd.argv = s.commandLine("/bin/sh " + rc)
+		}
 		if s.x11 != nil {
 			stdin = s.x11.protocol + " " + s.x11.cookie + "\n"
 		}

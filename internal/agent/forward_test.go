@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -413,11 +412,7 @@ func TestX11(t *testing.T) {
 }
 
 func TestSFTPAndSCP(t *testing.T) {
-	binary := filepath.Join(t.TempDir(), "bastion-agent")
-	if out, err := exec.Command("go", "build", "-o", binary, "../../cmd/bastion-agent").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	for name, command := range map[string]string{"openssh": opensshSFTP, "own": binary + " sftp-server"} {
+	for name, command := range servers(t) {
 		t.Run(name, func(t *testing.T) {
 			b := start(t, func(s *Server) { s.SFTP = command })
 			config := b.sshConfig(alice())

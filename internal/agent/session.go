@@ -6,7 +6,9 @@ import (
 	"io"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -241,8 +243,9 @@ func (s *session) requestStart(command string, subsystem bool) (ok bool, start f
 	l := launch{command: command, subsystem: subsystem}
 	if forced := s.c.id.Permissions.ForceCommand; forced != "" {
 		l.command, l.original = forced, command
-		if forced == "internal-sftp" {
-			l.command = s.c.server.SFTP
+		// As in sshd_config(5), with the options of sftp-server(8).
+		if rest, ok := strings.CutPrefix(forced, "internal-sftp"); ok && (rest == "" || rest[0] == ' ') {
+			l.command = s.c.server.SFTP + rest
 		}
 		s.fixed = true
 	}
@@ -419,13 +422,8 @@ func (s *session) startProcess(l launch) *process {
 		files: l.files,
 		tty:   s.tty != nil,
 	}
-	switch p := s.c.id.Permissions; {
-	case l.subsystem && p.NoShell && p.NoExec:
-		// Whoever may only copy files could leave one that her shell reads
-		// when it begins, as bash does; sh reads none.
-		cmd.path, cmd.argv = "/bin/sh", []string{"sh", "-c", "exec " + l.command}
-	case l.command != "":
-		cmd.argv = []string{path.Base(shell), "-c", l.command}
+	if l.command != "" {
+		cmd.path, cmd.argv = s.commandLine(l.command)
 	}
 	proc, err := s.c.server.start(cmd)
 	if err != nil && a.do(func() error { _, err := os.Stat(a.Home + "/."); return err }) != nil {
@@ -440,6 +438,17 @@ func (s *session) startProcess(l launch) *process {
 	}
 	s.setProcess(proc)
 	return proc
+}
+
+// commandLine returns how a command line is run: by the user's shell, unless she
+// may only copy files. She could leave one that her shell reads when it begins, as
+// bash does; sh reads none.
+func (s *session) commandLine(line string) (path string, argv []string) {
+	path = s.c.server.Account.shell()
+	if p := s.c.id.Permissions; p.NoShell && p.NoExec {
+		path = "/bin/sh"
+	}
+	return path, []string{filepath.Base(path), "-c", line}
 }
 
 // setProcess makes proc the one that gets signals and the hangup, which may
