@@ -346,6 +346,114 @@ func TestPermissions(t *testing.T) {
 	}
 }
 
+// TestRolePermissions: what a login's roles rule out does not reach the bastion,
+// which would refuse it too, as far as that can be told without an address.
+func TestRolePermissions(t *testing.T) {
+	type text struct{ Text string }
+	exec := func(command string) []byte { return ssh.Marshal(text{command}) }
+	type open struct {
+		Host       string
+		Port       uint32
+		OriginHost string
+		OriginPort uint32
+	}
+	type bind struct {
+		Host string
+		Port uint32
+	}
+	session := func(kind string, payload []byte) func(*world) bool {
+		return func(w *world) bool {
+			near, far := w.open("session")
+			reached := make(chan int, 1)
+			go func() {
+				n := 0
+				for req := range far.reqs {
+					n++
+					req.Reply(true, nil)
+				}
+				reached <- n
+			}()
+			ok, err := near.SendRequest(kind, true, payload)
+			near.Close()
+			far.Close()
+			if n := <-reached; err != nil || ok != (n == 1) {
+				w.t.Errorf("answered with %v, %v, after %d requests have reached the bastion", ok, err, n)
+			}
+			return ok
+		}
+	}
+	channel := func(host string, port uint32) func(*world) bool {
+		return func(w *world) bool {
+			reached := make(chan bool, 1)
+			stop := make(chan struct{})
+			go func() {
+				select {
+				case nc := <-w.bastion.Chans:
+					nc.Reject(ssh.ConnectionFailed, "reached")
+					reached <- true
+				case <-stop:
+					reached <- false
+				}
+			}()
+			w.client.Conn.OpenChannel("direct-tcpip", ssh.Marshal(open{Host: host, Port: port}))
+			close(stop)
+			return <-reached
+		}
+	}
+	global := func(host string, port uint32) func(*world) bool {
+		return func(w *world) bool {
+			done := make(chan struct{})
+			defer func() { <-done }()
+			stop := make(chan struct{})
+			defer close(stop)
+			go func() {
+				defer close(done)
+				select {
+				case req := <-w.bastion.Reqs:
+					req.Reply(true, nil)
+				case <-stop:
+				}
+			}()
+			ok, _, err := w.client.Conn.SendRequest("tcpip-forward", true, ssh.Marshal(bind{host, port}))
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			return ok
+		}
+	}
+	tests := []struct {
+		name  string
+		limit func(*identity.Permissions)
+		ask   func(*world) bool // reports whether it has reached the bastion
+		pass  bool
+	}{
+		{"shell", func(p *identity.Permissions) { p.NoShell = true }, session("shell", nil), false},
+		{"a shell by an empty command", func(p *identity.Permissions) { p.NoShell = true }, session("exec", exec("")), false},
+		{"a command without shells", func(p *identity.Permissions) { p.NoShell = true }, session("exec", exec("true")), true},
+		{"exec", func(p *identity.Permissions) { p.NoExec = true }, session("exec", exec("true")), false},
+		{"another subsystem", func(p *identity.Permissions) { p.NoExec = true }, session("subsystem", exec("netconf")), false},
+		{"sftp without exec", func(p *identity.Permissions) { p.NoExec = true }, session("subsystem", exec("sftp")), true},
+		{"sftp", func(p *identity.Permissions) { p.NoSFTP = true }, session("subsystem", exec("sftp")), false},
+		{"destination", func(p *identity.Permissions) { p.Destinations = []string{"10.0.0.0/8:22"} }, channel("10.1.2.3", 22), true},
+		{"another port", func(p *identity.Permissions) { p.Destinations = []string{"10.0.0.0/8:22"} }, channel("10.1.2.3", 23), false},
+		{"another address", func(p *identity.Permissions) { p.Destinations = []string{"10.0.0.0/8:22"} }, channel("192.0.2.1", 22), false},
+		{"no destination", func(p *identity.Permissions) { p.Destinations = []string{"none"} }, channel("10.1.2.3", 22), false},
+		{"listener", func(p *identity.Permissions) { p.Listen = []string{"localhost:8080"} }, global("localhost", 8080), true},
+		{"another listener", func(p *identity.Permissions) { p.Listen = []string{"localhost:8080"} }, global("localhost", 8081), false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				r := permitAll()
+				tt.limit(&r.Permissions)
+				if got := tt.ask(join(t, r, inMemory)); got != tt.pass {
+					t.Errorf("it reaches the bastion: %v, want %v", got, tt.pass)
+				}
+			})
+		})
+	}
+}
+
 func TestLimits(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		r := permitAll()
