@@ -156,6 +156,11 @@ type Grant struct {
 	CertSerial uint64
 	CAKey      string
 	Principals []string
+	// RolePrincipals are those of Principals that the operator's roles may go
+	// by: all, if the authority is one of TrustedUserCAKeys. One that a line of
+	// a user's authorized keys trusts is trusted for that line's principals
+	// only, and must not be able to hand out others.
+	RolePrincipals []string
 
 	// Source is the setting by which the login came in, such as
 	// "authorized_keys_dir", and Line is where in that: "alice:3" for that
@@ -358,12 +363,20 @@ type keyFile struct {
 
 // parseFile parses every line, and keeps those without a mistake.
 func parseFile(path string, data []byte) (*keyFile, []error, error) {
+	return parseKeys(path, data, nil)
+}
+
+// parseKeys is parseFile, which may also refuse lines by their options.
+func parseKeys(path string, data []byte, refuse func(options) error) (*keyFile, []error, error) {
 	f := &keyFile{name: filepath.Base(path), entries: make(map[string][]entry)}
 	var problems []error
 	n := 0
 	for line := range bytes.SplitSeq(data, []byte("\n")) {
 		n++
 		e, err := parseLine(string(line), time.Local)
+		if err == nil && e.key != nil && refuse != nil {
+			err = refuse(e.options)
+		}
 		if err != nil {
 			problems = append(problems, fmt.Errorf("%s:%d: %w", path, n, err))
 			continue

@@ -73,6 +73,7 @@ func (k *Keys) byTrustedCA(a *attempt) (g Grant, known bool, err error) {
 	if err != nil {
 		return Grant{}, true, fmt.Errorf("certificate of %s: %w", at, err)
 	}
+	g.RolePrincipals = g.Principals
 	g.Source, g.Line = sourceCA, sourceCA+" "+at
 	return g, true, nil
 }
@@ -166,7 +167,7 @@ func parsePrincipal(text string, loc *time.Location) (principalLine, error) {
 // byCertificate says what the certificate permits, restricted by the options of
 // the line that trusts it; nil is a line that restricts nothing. principals are
 // those that may log in, one of which the certificate must name; nil means the
-// user's own name.
+// user's own name. Roles may go by no other principals either.
 //
 // Where certificate and line say different things, the stricter counts.
 func (a *attempt) byCertificate(o *options, principals []string) (Grant, error) {
@@ -179,11 +180,12 @@ func (a *attempt) byCertificate(o *options, principals []string) (Grant, error) 
 		principals = []string{a.user}
 	}
 	cert := a.cert
+	mine := slices.DeleteFunc(slices.Clone(cert.ValidPrincipals), func(p string) bool { return !slices.Contains(principals, p) })
 	switch {
 	case len(cert.ValidPrincipals) == 0:
 		// Package ssh, and sshd in some places, takes it for everybody's.
 		return Grant{}, errors.New("the certificate names no principals")
-	case !slices.ContainsFunc(cert.ValidPrincipals, func(p string) bool { return slices.Contains(principals, p) }):
+	case len(mine) == 0:
 		return Grant{}, fmt.Errorf("none of the certificate's principals, %s, may log in as %s", quote(strings.Join(cert.ValidPrincipals, ",")), a.user)
 	}
 	until, err := a.valid()
@@ -197,6 +199,7 @@ func (a *attempt) byCertificate(o *options, principals []string) (Grant, error) 
 		CAKey:      ssh.FingerprintSHA256(cert.SignatureKey),
 		Principals: slices.Clone(cert.ValidPrincipals),
 	}
+	g.RolePrincipals = mine
 	if err := a.certOptions(&g); err != nil {
 		return Grant{}, err
 	}

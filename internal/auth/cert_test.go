@@ -188,7 +188,7 @@ func TestCertificate(t *testing.T) {
 				t.Errorf("permits %+v, want %+v", g.Permissions, tt.want)
 			}
 			if g.Key != ssh.FingerprintSHA256(edKey(1)) || g.CAKey != ssh.FingerprintSHA256(edKey(9)) || g.CertKeyID != "alice's laptop" || g.CertSerial != 7 ||
-				!slices.Equal(g.Principals, cert.ValidPrincipals) || g.Source != "trusted_user_ca_keys" || g.Line != "trusted_user_ca_keys ca.pub:3" {
+				!slices.Equal(g.Principals, cert.ValidPrincipals) || !slices.Equal(g.RolePrincipals, cert.ValidPrincipals) || g.Source != "trusted_user_ca_keys" || g.Line != "trusted_user_ca_keys ca.pub:3" {
 				t.Errorf("granted %+v", g)
 			}
 			if cert.ValidBefore == ssh.CertTimeInfinity != g.Expires.IsZero() || !g.Expires.IsZero() && !g.Expires.Equal(ending) {
@@ -302,6 +302,57 @@ func TestCertAuthorityLine(t *testing.T) {
 	g, err := k.Authorize("alice", sign(t, func(c *ssh.Certificate) { c.ValidPrincipals = []string{"ops"} }), home, today)
 	if err != nil || g.PTY || g.Line != "alice:2" {
 		t.Errorf("granted %+v, %v", g, err)
+	}
+}
+
+// TestRolePrincipals wants an authority to give roles no principals that it is
+// not trusted for.
+func TestRolePrincipals(t *testing.T) {
+	ca := put(t, filepath.Join(t.TempDir(), "ca.pub"), authorized(edKey(9)))
+	tests := []struct {
+		name, line string // of alice's file, followed by the authority
+		trusted    bool   // the authority is in TrustedUserCAKeys too
+		principals string // file of alice, if not empty
+		cert       string
+		want       string
+	}{
+		{"a line", "cert-authority", false, "", "alice,admins", "alice"},
+		{"a line with principals", `cert-authority,principals="vendor"`, false, "", "vendor,admins,alice", "vendor"},
+		{"a line with several", `cert-authority,principals="vendor,admins"`, false, "", "x,admins", "admins"},
+		{"trusted for all", "no-pty", true, "", "alice,admins", "alice,admins"},
+		{"trusted, with her own principals", "no-pty", true, "ops\n", "x,ops,admins", "x,ops,admins"},
+		{"trusted, but let in by the line", `cert-authority,principals="vendor"`, true, "", "vendor,admins", "vendor"},
+	}
+	for _, tt := range tests {
+		k := &Keys{Dir: keysDir(t, "alice", tt.line+" "+authorized(edKey(9)))}
+		if tt.trusted {
+			k.TrustedUserCAKeys = []string{ca}
+		}
+		if tt.principals != "" {
+			k.AuthorizedPrincipalsDir = keysDir(t, "alice", tt.principals)
+		}
+		cert := sign(t, func(c *ssh.Certificate) { c.ValidPrincipals = strings.Split(tt.cert, ",") })
+		g, err := k.Authorize("alice", cert, home, today)
+		if err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+			continue
+		}
+		if got := strings.Join(g.RolePrincipals, ","); got != tt.want || strings.Join(g.Principals, ",") != tt.cert {
+			t.Errorf("%s: roles may go by %q, want %q; the certificate has %q", tt.name, got, tt.want, g.Principals)
+		}
+	}
+
+	// An authority that is no longer trusted for all keeps nobody in a role.
+	k := &Keys{Dir: keysDir(t, "alice", "cert-authority "+authorized(edKey(9))), TrustedUserCAKeys: []string{ca}}
+	cert := sign(t, func(c *ssh.Certificate) { c.ValidPrincipals = []string{"alice", "admins"} })
+	g, err := k.Authorize("alice", cert, home, today)
+	if err != nil || len(g.RolePrincipals) != 2 {
+		t.Fatalf("%+v, %v", g, err)
+	}
+	put(t, ca, authorized(edKey(8)))
+	time.Sleep(max(sharedFor, unsettledFor) + 10*time.Millisecond)
+	if g, err = k.Recheck("alice", cert, home, today, g); err != nil || !slices.Equal(g.RolePrincipals, []string{"alice"}) {
+		t.Errorf("asked again: %q, %v", g.RolePrincipals, err)
 	}
 }
 

@@ -104,7 +104,7 @@ func (k *Keys) runCommand(ctx context.Context, name string, key ssh.PublicKey, _
 	if err != nil {
 		return answer{}, err
 	}
-	return newAnswer(name, out), nil
+	return newAnswer(name, out, nil), nil
 }
 
 // command prepares Command, but for its arguments, and checks what can be

@@ -93,9 +93,9 @@ type answer struct {
 	problems int
 }
 
-// newAnswer parses a user's keys.
-func newAnswer(user string, data []byte) answer {
-	file, problems, _ := parseFile(user, data)
+// newAnswer parses a user's keys; for refuse see parseKeys.
+func newAnswer(user string, data []byte, refuse func(options) error) answer {
+	file, problems, _ := parseKeys(user, data, refuse)
 	a := answer{file: file, problems: len(problems)}
 	if len(problems) > 0 {
 		a.problem = problems[0]

@@ -54,7 +54,7 @@ func newFakeLookup(answers map[string]string) *fakeLookup {
 		if fail != nil {
 			return answer{}, fail
 		}
-		return newAnswer(user, []byte(text)), nil
+		return newAnswer(user, []byte(text), nil), nil
 	}
 	return f
 }

@@ -58,8 +58,9 @@ func (k *Keys) look(user string) basis {
 }
 
 // Recheck says whether a login that Authorize has granted would be granted
-// again. If so it returns the grant to ask about the next time; what the login
-// may do stays as it was granted first.
+// again. If so it returns the grant to ask about the next time. What the login
+// may do stays as it was granted first, but RolePrincipals are those that it
+// would get now.
 //
 // It is meant to be asked every few seconds for every login: unless a file has
 // changed or an answer has grown old, it costs a look at two files. It never
@@ -88,6 +89,6 @@ func (k *Keys) Recheck(user string, key ssh.PublicKey, from netip.Addr, now time
 	if err != nil {
 		return Grant{}, err
 	}
-	granted.Expires, granted.basis = g.Expires, g.basis
+	granted.Expires, granted.RolePrincipals, granted.basis = g.Expires, g.RolePrincipals, g.basis
 	return granted, nil
 }

@@ -94,6 +94,19 @@ func expandURL(template, user string) (*url.URL, error) {
 	return u, nil
 }
 
+// keysOnly refuses what a web server must not hand out. It is trusted to know the
+// user's keys, and may restrict them; whose certificates let her in, and what
+// programs find in the environment of her sessions, is more than a key.
+func keysOnly(o options) error {
+	switch {
+	case o.authority:
+		return errors.New(`option "cert-authority": a web server cannot make anybody an authority, so the line is refused`)
+	case o.permissions.Environment != nil:
+		return errors.New(`option "environment": not accepted from a web server, so the line is refused`)
+	}
+	return nil
+}
+
 // fetch is how a lookup asks URL. A user who is not found there has no keys.
 func (f *fetcher) fetch(ctx context.Context, user string, _ ssh.PublicKey, last answer) (answer, error) {
 	u, err := expandURL(f.template, user)
@@ -139,7 +152,7 @@ func (f *fetcher) fetch(ctx context.Context, user string, _ ssh.PublicKey, last 
 	case len(data) > maxAnswer:
 		return answer{}, fmt.Errorf("the answer of %s is longer than %d bytes", u.Host, maxAnswer)
 	}
-	got := newAnswer(user, data)
+	got := newAnswer(user, data, keysOnly)
 	if etag := resp.Header.Get("ETag"); len(etag) <= 1024 {
 		got.etag = etag
 	}

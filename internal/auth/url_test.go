@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 )
 
 func TestExpandURL(t *testing.T) {
@@ -59,6 +61,10 @@ func TestURL(t *testing.T) {
 				return
 			}
 			fmt.Fprintln(w, authorized(edKey(1)))
+		case "/more.keys":
+			fmt.Fprintln(w, `cert-authority `+authorized(edKey(9)))
+			fmt.Fprintln(w, `environment="A=b" `+authorized(edKey(1)))
+			fmt.Fprintln(w, `restrict,command="x",from="192.0.2.0/24" `+authorized(edKey(2)))
 		case "/page.keys":
 			w.Header().Set("Content-Type", "text/html; charset=utf-8")
 			fmt.Fprintln(w, authorized(edKey(1)))
@@ -86,7 +92,7 @@ func TestURL(t *testing.T) {
 	defer srv.Close()
 	// Everybody has a file, but stranger.
 	dir := keysDir(t)
-	for _, user := range []string{"alice", "moved", "nobody", "page", "big", "broken", "slow", "loop", "away", "down"} {
+	for _, user := range []string{"alice", "moved", "nobody", "page", "big", "broken", "slow", "loop", "away", "down", "more"} {
 		replace(t, filepath.Join(dir, user), "")
 	}
 	k := &Keys{Dir: dir, URL: srv.URL + "/%u.keys?token=hunter2", LookupTimeout: time.Second}
@@ -116,6 +122,16 @@ func TestURL(t *testing.T) {
 		if errors.Is(err, ErrUndecided) != (tt.user != "nobody") {
 			t.Errorf("%s: %v is undecided, or is not", tt.user, err)
 		}
+	}
+
+	// It may restrict keys, but hands out no more than these.
+	for _, key := range []ssh.PublicKey{edKey(1), sign(t, func(c *ssh.Certificate) { c.ValidPrincipals = []string{"more"} })} {
+		if g, err := k.Authorize("more", key, home, today); err == nil || errors.Is(err, ErrUndecided) {
+			t.Errorf("let in: %+v, %v", g, err)
+		}
+	}
+	if g, err := k.Authorize("more", edKey(2), home, today); err != nil || g.ForceCommand != "x" || g.PTY {
+		t.Errorf("a key with restrictions: %+v, %v", g, err)
 	}
 
 	// Whoever has keys there is not a user for it.

@@ -220,7 +220,7 @@ func (c *conn) askCode(user string, admit func() (*ssh.Permissions, error)) func
 // asking is the login of id, for its roles.
 func (c *conn) asking(id identity.Identity, grant auth.Grant) policy.Login {
 	l := policy.Login{
-		User: id.User, Profile: id.Profile, Principals: grant.Principals, From: c.client.Addr(), Now: time.Now(), Key: grant.Permissions,
+		User: id.User, Profile: id.Profile, Principals: grant.RolePrincipals, From: c.client.Addr(), Now: time.Now(), Key: grant.Permissions,
 	}
 	if c.Console != nil && id.Profile == consoleProfile {
 		l.Profile = ""

@@ -70,7 +70,8 @@ type Login struct {
 	User string
 	// Profile is the kind of bastion; empty means that it is not about one.
 	Profile string
-	// Principals are those of the certificate.
+	// Principals are those of the certificate that its authority is trusted
+	// for.
 	Principals []string
 	From       netip.Addr
 	Now        time.Time
