@@ -178,8 +178,11 @@ func (c *conn) admit(ctx context.Context, user, profile string, key ssh.PublicKe
 		Server:  c.server,
 	}
 	c.holding = holding{key: key, grant: grant}
-	var err error
-	if id.Permissions, c.holding.roles, err = c.Roles.Decide(c.asking(id, grant)); err == nil {
+	err := bastion.ErrNoProfile // "alice+" names none, which is not to leave it out
+	if profile != "" {
+		id.Permissions, c.holding.roles, err = c.Roles.Decide(c.asking(id, grant))
+	}
+	if err == nil {
 		err = c.getBastion(ctx, id, banner)
 	} else {
 		c.log.Warn("login refused", "user", id.User, "key", id.Key, "err", err)
@@ -219,13 +222,15 @@ func (c *conn) askCode(user string, admit func() (*ssh.Permissions, error)) func
 
 // asking is the login of id, for its roles.
 func (c *conn) asking(id identity.Identity, grant auth.Grant) policy.Login {
-	l := policy.Login{
-		User: id.User, Profile: id.Profile, Principals: grant.RolePrincipals, From: c.client.Addr(), Now: time.Now(), Key: grant.Permissions,
+	return policy.Login{
+		User: id.User, Profile: id.Profile, Console: c.wantsConsole(id), Principals: grant.RolePrincipals, From: c.client.Addr(),
+		Now: time.Now(), Key: grant.Permissions,
 	}
-	if c.Console != nil && id.Profile == consoleProfile {
-		l.Profile = ""
-	}
-	return l
+}
+
+// wantsConsole says whether id asks for the console and no bastion.
+func (c *conn) wantsConsole(id identity.Identity) bool {
+	return c.Console != nil && id.Profile == consoleProfile
 }
 
 // splitUser takes "alice+prod" apart. The profile of plain "alice" is "default".
@@ -244,7 +249,7 @@ func (c *conn) getBastion(ctx context.Context, id identity.Identity, banner ssh.
 	if c.dial != nil {
 		return errTwice
 	}
-	if c.Console != nil && id.Profile == consoleProfile {
+	if c.wantsConsole(id) {
 		return c.admitConsole(id)
 	}
 	if err := c.countUser(id.User, least(c.MaxConnections, id.Permissions.Limits.Connections)); err != nil {

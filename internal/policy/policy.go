@@ -68,8 +68,11 @@ func PermitAll() Permit {
 // A Login is somebody who has proven to be User.
 type Login struct {
 	User string
-	// Profile is the kind of bastion; empty means that it is not about one.
+	// Profile is the kind of bastion.
 	Profile string
+	// Console says that it is about the console and no bastion; Profile does
+	// not count then.
+	Console bool
 	// Principals are those of the certificate that its authority is trusted
 	// for.
 	Principals []string
@@ -127,7 +130,7 @@ func (r *Role) misses(l Login) int {
 	switch {
 	case !matchAny(r.Users, l.User) && !slices.ContainsFunc(r.Principals, func(p string) bool { return slices.Contains(l.Principals, p) }):
 		return 0
-	case l.Profile != "" && len(r.Profiles) > 0 && !slices.Contains(r.Profiles, l.Profile):
+	case !l.Console && len(r.Profiles) > 0 && !slices.Contains(r.Profiles, l.Profile):
 		return 1
 	case len(r.From) > 0 && !slices.ContainsFunc(r.From, func(p netip.Prefix) bool { return p.Contains(l.From.Unmap().WithZone("")) }):
 		return 2
