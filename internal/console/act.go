@@ -14,7 +14,7 @@ import (
 // of others is here, too.
 
 func (s *session) stop(c call) error {
-	owner, err := s.whose(c.args)
+	owner, err := s.whose(c)
 	if err != nil {
 		return err
 	}
@@ -56,10 +56,10 @@ func (s *session) stop(c call) error {
 
 // whose finds the bastion that stop is to end: of the profile, or of USER or
 // USER+PROFILE, or the only one.
-func (s *session) whose(args []string) (bastion.Owner, error) {
+func (s *session) whose(c call) (bastion.Owner, error) {
 	user, profile := s.Identity.User, ""
-	if len(args) > 0 {
-		name, rest, both := strings.Cut(args[0], "+")
+	if len(c.args) > 0 {
+		name, rest, both := strings.Cut(c.args[0], "+")
 		own, err := s.Bastions.Status(s.ctx, user)
 		if err != nil {
 			return bastion.Owner{}, err
@@ -74,7 +74,7 @@ func (s *session) whose(args []string) (bastion.Owner, error) {
 			user = name
 		}
 		if user != s.Identity.User && !s.admin() {
-			return bastion.Owner{}, sentence("Only administrators may stop somebody else's bastion.")
+			return bastion.Owner{}, s.forbid(c, "Only administrators may stop somebody else's bastion.")
 		}
 	}
 	present, err := s.present(user)

@@ -15,6 +15,7 @@ import (
 // A call is a command line taken apart.
 type call struct {
 	*command
+	line string // all of it, its words one blank apart
 	args []string
 	json bool // --json
 	yes  bool // --yes
@@ -78,7 +79,7 @@ func parse(line string) (call, error) {
 	if i < 0 {
 		return call{}, usage(fmt.Sprintf("there is no command %q; help lists them", harmless(words[0])))
 	}
-	c := call{command: all[i]}
+	c := call{command: all[i], line: strings.Join(words, " ")}
 	for rest := words[1:]; len(rest) > 0; rest = rest[1:] {
 		word := rest[0]
 		switch {
@@ -117,19 +118,35 @@ func (s *session) do(line string) int {
 		return s.fail(err)
 	}
 	if c.admin && !s.admin() {
-		return s.fail(sentence(c.name + " is for administrators."))
+		return s.fail(s.forbid(c, c.name+" is for administrators."))
 	}
-	id := s.Identity
-	err = s.Audit.Write(audit.Event{
-		Type: audit.Exec, Conn: id.ConnID, User: id.User, Profile: id.Profile, Client: id.Client, Command: strings.Join(strings.Fields(line), " "),
-	})
-	if err != nil {
-		return s.fail(sentence(withRef("What is done here cannot be written down at the moment, so nothing can be done. Please tell your administrator.", id.ConnID)))
+	if err := s.audit(audit.Event{Type: audit.Exec, Command: c.line}); err != nil {
+		return s.fail(err)
 	}
 	if err := c.run(s, c); err != nil {
 		return s.fail(err)
 	}
 	return 0
+}
+
+// forbid writes that somebody wants to do what administrators only may, and
+// returns why it is not done.
+func (s *session) forbid(c call, why string) error {
+	if err := s.audit(audit.Event{Type: audit.Refused, Kind: "exec", Command: c.line, By: "gateway", Rule: "not an administrator"}); err != nil {
+		return err
+	}
+	return sentence(why)
+}
+
+// audit writes an event of this connection. What it tells of must not happen if
+// it returns an error.
+func (s *session) audit(e audit.Event) error {
+	id := s.Identity
+	e.Conn, e.User, e.Profile, e.Client = id.ConnID, id.User, id.Profile, id.Client
+	if s.Audit.Write(e) != nil {
+		return sentence(withRef("What is done here cannot be written down at the moment, so nothing can be done. Please tell your administrator.", id.ConnID))
+	}
+	return nil
 }
 
 // fail says why something was not done and returns the exit status. What is not
