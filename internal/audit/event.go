@@ -77,6 +77,11 @@ type Event struct {
 	AuthorizedBy  string       `json:"authorized_by,omitempty"` // what let the key in
 	Attempts      int          `json:"attempts,omitempty"`      // keys that were offered in vain
 
+	// Times is how many connections of Source it stands for, if more than one;
+	// without Source, of many.
+	Times  int    `json:"times,omitempty"`
+	Source string `json:"source,omitempty"` // a network
+
 	Task       string `json:"task,omitempty"`
 	Generation int64  `json:"generation,omitempty"`
 	Started    bool   `json:"started,omitempty"` // this connection caused the start
@@ -167,7 +172,7 @@ func (e Event) clip(limit int) Event {
 	for _, s := range []*string{
 		&e.User, &e.Profile, &e.ClientVersion, &e.Command, &e.Subsystem, &e.Kind, &e.Destination, &e.Listener,
 		&e.Origin, &e.Rule, &e.Reason, &e.ExitSignal, &e.AuthorizedBy, &e.Key, &e.Recording, &e.Incomplete, &e.Task,
-		&e.ForcedCommand,
+		&e.ForcedCommand, &e.Source,
 	} {
 		*s = clip(*s, limit)
 	}

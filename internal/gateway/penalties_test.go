@@ -21,6 +21,7 @@ import (
 	"github.com/pires/go-proxyproto"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/sallyport-ssh/sallyport/internal/audit"
 	"github.com/sallyport-ssh/sallyport/internal/auth"
 	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
@@ -352,8 +353,13 @@ func TestPenaltyBehindBalancer(t *testing.T) {
 }
 
 // TestFlood has 500 sources fail 10,000 logins as fast as they can, over real
-// sockets, and an honest user log in all the while.
+// sockets, and an honest user log in all the while; with an audit log and without.
 func TestFlood(t *testing.T) {
+	t.Run("without audit log", func(t *testing.T) { testFlood(t, false) })
+	t.Run("with audit log", func(t *testing.T) { testFlood(t, true) })
+}
+
+func testFlood(t *testing.T, audited bool) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
@@ -374,6 +380,10 @@ func TestFlood(t *testing.T) {
 	}
 	w.srv.PerSourcePenalties = sshdPenalties
 	w.srv.Log = slog.New(slog.DiscardHandler)
+	events := func() []audit.Event { return nil }
+	if audited {
+		events = w.auditTo(t)
+	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -465,5 +475,29 @@ func TestFlood(t *testing.T) {
 	}
 	if n := len(w.srv.penalties.v4.of); n > sources {
 		t.Errorf("%d sources are remembered", n)
+	}
+	if !audited {
+		return
+	}
+	// No connection is missing from the log, and those that were refused before
+	// they could log in are few lines: two for each source that is told of, and
+	// for the rest, in five minutes.
+	lines, refusedLines, connections := 0, 0, 0
+	for _, e := range events() {
+		lines++
+		switch e.Type {
+		case audit.Connection:
+			connections++
+		case audit.ConnectionRefused:
+			refusedLines++
+			connections += max(e.Times, 1)
+		}
+	}
+	t.Logf("%d lines of audit log, of which %d are about refused connections", lines, refusedLines)
+	if want := logins + tried; connections != want {
+		t.Errorf("the audit log tells of %d connections, want %d", connections, want)
+	}
+	if most := 2 * (refusalSources + 1) * (1 + int(took/refusalsEvery)); refusedLines > most {
+		t.Errorf("%d lines about refused connections, want %d at most", refusedLines, most)
 	}
 }

@@ -8,15 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/pires/go-proxyproto"
-
-	"github.com/sallyport-ssh/sallyport/internal/audit"
-	"github.com/sallyport-ssh/sallyport/internal/identity"
 )
 
 const (
@@ -52,8 +50,7 @@ func (c *conn) admitProxied(ctx context.Context, nc net.Conn) bool {
 		nc.Close()
 		return false
 	case err != nil:
-		c.log.Warn("connection refused", "err", err)
-		c.audit(identity.Identity{}, audit.Event{Type: audit.ConnectionRefused, Server: c.server, Rule: err.Error()})
+		c.turnedAway(slog.LevelWarn, err)
 		refuse(nc, proxyMessage)
 		return false
 	case header.Command.IsLocal():

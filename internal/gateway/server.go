@@ -116,6 +116,7 @@ type Server struct {
 	startups  startups
 	headers   startups // connections whose PROXY header is still to come
 	penalties penalties
+	refusals  refusals
 
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
@@ -172,20 +173,22 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 		defer context.AfterFunc(acceptCtx, func() { ln.Close() })()
 		accepting.Go(func() error { return s.accept(connCtx, ln) })
 	}
-	recheckCtx, stopRechecks := context.WithCancel(context.WithoutCancel(ctx)) // also while it drains
-	defer stopRechecks()
-	var rechecks sync.WaitGroup
-	rechecks.Go(func() { s.recheckLogins(recheckCtx) })
+	tasksCtx, stopTasks := context.WithCancel(context.WithoutCancel(ctx)) // also while it drains
+	defer stopTasks()
+	var tasks sync.WaitGroup
+	tasks.Go(func() { s.recheckLogins(tasksCtx) })
+	tasks.Go(func() { s.tellRefusals(tasksCtx) })
 	err := accepting.Wait()
 	if ctx.Err() != nil {
 		err = nil
 	}
 	cancel(errDraining) // nobody waits for a bastion any more
 	s.drain()
-	stopRechecks()
-	rechecks.Wait()
+	stopTasks()
+	tasks.Wait()
 	s.closeAll()
 	s.wg.Wait()
+	s.tellRefused(time.Now(), true)
 	return err
 }
 
@@ -224,15 +227,13 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	}
 
 	if err := c.checkPenalty(); err != nil {
-		c.log.Info("connection refused", "err", err) // the penalty itself was a warning
-		c.audit(identity.Identity{}, audit.Event{Type: audit.ConnectionRefused, Server: c.server, Rule: err.Error()})
+		c.turnedAway(slog.LevelInfo, err) // the penalty itself was a warning
 		refuse(nc, notAllowed)
 		return
 	}
 	admitted, err := s.startups.admit(c.source(), s.MaxStartups, s.PerSourceMaxStartups)
 	if err != nil {
-		c.log.Warn("connection refused", "err", err)
-		c.audit(identity.Identity{}, audit.Event{Type: audit.ConnectionRefused, Server: c.server, Rule: err.Error()})
+		c.turnedAway(slog.LevelWarn, err)
 		refuse(nc, "Exceeded MaxStartups\r\n")
 		return
 	}
