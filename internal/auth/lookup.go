@@ -16,8 +16,9 @@ import (
 // This file asks a command or a web server for a user's keys. Anybody can cause
 // that by offering a key, so it is bounded:
 //
-//   - For one user one question is out at a time. Whoever asks the same
-//     meanwhile waits for its answer.
+//   - For one user one question is out at a time, and one more for keys that are
+//     known to be hers: whoever has those does not wait behind strangers who offer
+//     others in her name. Whoever asks meanwhile waits for the answer.
 //   - An answer counts for LookupCache; one without keys, as strangers get, for
 //     emptyFor at most. After a failure nothing is asked for retryAfter.
 //   - Of all users together maxAsking questions are out, and of those for users
@@ -69,7 +70,7 @@ type lookup struct {
 
 	mu         sync.Mutex
 	answers    map[question]*memory
-	asking     map[string]chan struct{} // by user; closed when the answer is there
+	asking     map[turn]chan struct{} // closed when the answer is there
 	complained time.Time
 	unsaid     int // failures since that were not logged
 }
@@ -80,6 +81,14 @@ type question struct {
 	// key is the SHA-256 of the key, if that matters: a certificate may be as
 	// long as its bearer likes.
 	key [sha256.Size]byte
+}
+
+// A turn is what one question at a time can have.
+type turn struct {
+	user string
+	// known says that it is for those that had keys for an answer before, or
+	// for a login that is going on.
+	known bool
 }
 
 // An answer is what a question brought. A user without keys has an empty file.
@@ -155,22 +164,22 @@ func (l *lookup) ask(user string, key ssh.PublicKey, from netip.Addr, wait bool,
 			l.mu.Unlock()
 			return file, until, err
 		}
-		done := l.asking[user]
+		// A login that is going on is no stranger's.
+		mine := turn{user, !wait || m != nil && m.file != nil && len(m.file.entries) > 0}
+		done := l.asking[mine]
 		if done == nil {
-			known := m != nil && m.file != nil && len(m.file.entries) > 0
-			// A login that is going on is no stranger's.
-			if !known && wait && !l.pace.allow(from, now) {
+			if !mine.known && !l.pace.allow(from, now) {
 				l.mu.Unlock()
 				return nil, time.Time{}, undecided{fmt.Errorf("%s: too many questions for users without keys", l.setting)}
 			}
 			done = make(chan struct{})
 			if l.asking == nil {
-				l.asking = make(map[string]chan struct{})
+				l.asking = make(map[turn]chan struct{})
 			}
-			l.asking[user] = done
+			l.asking[mine] = done
 			// It outlives an asker that does not wait, but not the timeout by
 			// much: the answer serves the next one.
-			go l.question(q, key, known || !wait, done)
+			go l.question(q, key, mine, done)
 		}
 		l.mu.Unlock()
 		if !wait {
@@ -185,7 +194,7 @@ func (l *lookup) ask(user string, key ssh.PublicKey, from netip.Addr, wait bool,
 }
 
 // question asks, remembers the answer and closes done.
-func (l *lookup) question(q question, key ssh.PublicKey, known bool, done chan struct{}) {
+func (l *lookup) question(q question, key ssh.PublicKey, mine turn, done chan struct{}) {
 	ctx, cancel := context.WithTimeout(context.Background(), l.timeout)
 	defer cancel()
 	l.mu.Lock()
@@ -196,7 +205,7 @@ func (l *lookup) question(q question, key ssh.PublicKey, known bool, done chan s
 	l.mu.Unlock()
 
 	places := []chan struct{}{l.total}
-	if !known {
+	if !mine.known {
 		places = []chan struct{}{l.strangers, l.total}
 	}
 	var got answer
@@ -226,7 +235,7 @@ func (l *lookup) question(q question, key ssh.PublicKey, known bool, done chan s
 		}
 	}
 	l.keep(q, m)
-	delete(l.asking, q.user)
+	delete(l.asking, mine)
 	close(done)
 }
 

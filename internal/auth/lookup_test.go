@@ -160,6 +160,58 @@ func TestLookupOneAtATime(t *testing.T) {
 	}
 }
 
+// TestLookupKnownGoesFirst has strangers offer keys in alice's name, as many as
+// they may, to a command that is asked about each key. She waits for no more than
+// her own answer.
+func TestLookupKnownGoesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeLookup(nil)
+		f.perKey = true
+		f.fetch = func(_ context.Context, user string, key ssh.PublicKey, _ answer) (answer, error) {
+			f.most.Store(max(f.most.Load(), f.out.Add(1)))
+			defer f.out.Add(-1)
+			time.Sleep(time.Second)
+			if bytes.Equal(key.Marshal(), edKey(1).Marshal()) {
+				return newAnswer(user, []byte(authorized(edKey(1))), nil), nil
+			}
+			return newAnswer(user, nil, nil), nil
+		}
+		if ok, err := f.has(t, "alice"); !ok {
+			t.Fatal(err)
+		}
+		over := make(chan struct{})
+		var strangers sync.WaitGroup
+		for i := range 100 {
+			strangers.Go(func() {
+				for n := 0; ; n++ {
+					select {
+					case <-over:
+						return
+					default:
+					}
+					from := netip.AddrFrom4([4]byte{10, 0, byte(i), byte(n)})
+					if _, _, err := f.ask("alice", edKey(byte(2+(i+n)%200)), from, true, time.Time{}); err != nil {
+						time.Sleep(100 * time.Millisecond)
+					}
+				}
+			})
+		}
+		for range 5 {
+			time.Sleep(f.cache + time.Second) // her answer counts no more
+			began := time.Now()
+			ok, err := f.has(t, "alice")
+			if took := time.Since(began); !ok || took > time.Second {
+				t.Errorf("alice got %v after %v: %v", ok, took, err)
+			}
+		}
+		close(over)
+		strangers.Wait()
+		if most := f.most.Load(); most != 2 {
+			t.Errorf("%d questions were out for one user, want 2", most)
+		}
+	})
+}
+
 // TestLookupStrangers floods: from one source, and from many.
 func TestLookupStrangers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
