@@ -28,11 +28,11 @@ var errAudit = errors.New("the audit log cannot be written")
 // An account is what a connection remembers for the audit log only.
 type account struct {
 	clientVersion        string
-	offeredKey           string      // fingerprint of the last key that was offered
-	attempts             int         // keys that were refused
-	refusal              error       // the last reason for that
-	proven               audit.Event // by what the login was proven
-	announced            bool        // there was an event of the connection
+	offeredKey           ssh.PublicKey // the last one; not proven
+	attempts             int           // keys that were refused
+	refusal              error         // the last reason for that
+	proven               audit.Event   // by what the login was proven
+	announced            bool          // there was an event of the connection
 	cause                atomic.Pointer[cause]
 	fromClient, toClient atomic.Int64 // bytes of data
 }
@@ -77,13 +77,18 @@ func (c *conn) auditLogin(id identity.Identity) error {
 
 // proof says by what somebody has proven to be a user.
 func proof(key ssh.PublicKey, grant auth.Grant) audit.Event {
-	e := audit.Event{AuthorizedBy: grant.Line}
-	if cert, ok := key.(*ssh.Certificate); ok {
-		e.Certificate = &audit.Certificate{
-			ID: cert.KeyId, Serial: cert.Serial, CA: ssh.FingerprintSHA256(cert.SignatureKey), Principals: cert.ValidPrincipals,
-		}
+	return audit.Event{AuthorizedBy: grant.Line, Certificate: certificate(key)}
+}
+
+// certificate is what key says, if it is one.
+func certificate(key ssh.PublicKey) *audit.Certificate {
+	cert, ok := key.(*ssh.Certificate)
+	if !ok {
+		return nil
 	}
-	return e
+	return &audit.Certificate{
+		ID: cert.KeyId, Serial: cert.Serial, CA: ssh.FingerprintSHA256(cert.SignatureKey), Principals: cert.ValidPrincipals,
+	}
 }
 
 // auditRefusal writes that the client could not log in, if it has tried, and that
@@ -97,8 +102,14 @@ func (c *conn) auditRefusal(err error) {
 		c.because("gateway", err.Error())
 	}
 	if c.dial == nil && c.offered != "" {
-		e := audit.Event{
-			Type: audit.LoginRefused, ClientVersion: c.clientVersion, Key: c.offeredKey, Attempts: c.attempts, Reason: err.Error(),
+		e := c.proven
+		e.Type, e.ClientVersion, e.Attempts, e.Reason = audit.LoginRefused, c.clientVersion, c.attempts, err.Error()
+		key := c.offeredKey
+		if c.holding.key != nil {
+			key = c.holding.key
+		}
+		if key != nil {
+			e.Key, e.Certificate = fingerprint(key), certificate(key)
 		}
 		if c.refusal != nil {
 			e.Reason = c.refusal.Error()

@@ -1,20 +1,105 @@
 package gateway
 
 import (
+	"crypto/rand"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/audit"
+	"github.com/sallyport-ssh/sallyport/internal/auth"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/policy"
 	"github.com/sallyport-ssh/sallyport/internal/record"
 	"github.com/sallyport-ssh/sallyport/internal/relay"
 )
+
+// TestLoginRefused looks at what the audit log says of logins that fail.
+func TestLoginRefused(t *testing.T) {
+	ca := newKey(t)
+	certify := func(key ssh.Signer) ssh.Signer {
+		cert := &ssh.Certificate{Key: key.PublicKey(), Serial: 7, CertType: ssh.UserCert, KeyId: "alice@laptop", ValidPrincipals: []string{"alice", "ops"}, ValidBefore: ssh.CertTimeInfinity}
+		if err := cert.SignCert(rand.Reader, ca); err != nil {
+			t.Fatal(err)
+		}
+		signer, err := ssh.NewCertSigner(cert, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return signer
+	}
+	const certificate = "alice@laptop 7 [alice ops]"
+	for _, tt := range []struct {
+		name        string
+		keys        func(w *world) []ssh.Signer
+		roles       policy.Roles
+		auth        ssh.AuthMethod // in place of keys
+		certificate string
+		by          string // authorized_by
+		reason      string
+	}{
+		{name: "a plain key", keys: func(*world) []ssh.Signer { return []ssh.Signer{newKey(t)} }, reason: "not a key of this user"},
+		{name: "a certificate", keys: func(*world) []ssh.Signer { return []ssh.Signer{certify(newKey(t))} }, certificate: certificate, reason: "not a key of this user"},
+		{name: "hers, and not proven", keys: func(w *world) []ssh.Signer { return []ssh.Signer{stolenKey{certify(w.bob).PublicKey(), newKey(t)}} }, certificate: certificate, reason: "signature"},
+		{name: "hers, without a role", keys: func(w *world) []ssh.Signer { return []ssh.Signer{certify(w.bob)} }, roles: policy.Roles{}, certificate: certificate, by: "ca.pub:1", reason: "no role"},
+		{name: "no key at all", keys: func(*world) []ssh.Signer { return nil }, reason: "no auth passed"},
+		{name: "a password", auth: ssh.Password("x"), reason: "no auth passed"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				events := w.auditTo(t)
+				w.srv.Roles = tt.roles
+				w.srv.Authorize = func(_ string, key ssh.PublicKey, _ netip.Addr, _ time.Time) (auth.Grant, error) {
+					if fingerprint(key) == fingerprint(w.bob.PublicKey()) {
+						return auth.Grant{Permissions: identity.AllowAll(), Line: "ca.pub:1"}, nil
+					}
+					return auth.Grant{}, errors.New("not a key of this user")
+				}
+				method := tt.auth
+				if method == nil {
+					method = ssh.PublicKeys(tt.keys(w)...)
+				}
+				nc, served := w.dialFrom(t.Context(), "203.0.113.7")
+				if _, _, _, err := ssh.NewClientConn(nc, "gateway", &ssh.ClientConfig{User: "alice+big", Auth: []ssh.AuthMethod{method}, HostKeyCallback: ssh.InsecureIgnoreHostKey()}); err == nil {
+					t.Fatal("logged in")
+				}
+				nc.Close()
+				<-served
+				var refused []audit.Event
+				for _, e := range events() {
+					if e.Type == audit.LoginRefused {
+						refused = append(refused, e)
+					}
+				}
+				if len(refused) != 1 {
+					t.Fatalf("%d events of a refused login", len(refused))
+				}
+				e := refused[0]
+				got := ""
+				if c := e.Certificate; c != nil {
+					got = fmt.Sprintf("%s %d %v", c.ID, c.Serial, c.Principals)
+				}
+				if e.User != "alice" || e.Profile != "big" || got != tt.certificate || e.AuthorizedBy != tt.by || !strings.Contains(e.Reason, tt.reason) || (e.Key != "") != (tt.keys != nil && tt.name != "no key at all") {
+					t.Errorf("the event is %+v with certificate %q, want %+v", e, got, tt)
+				}
+				if !strings.Contains(w.logged(), "user=alice") {
+					t.Errorf("the operator's log does not name the user:\n%s", w.logged())
+				}
+			})
+		})
+	}
+}
 
 // FuzzSession has a client send requests on a session, any it likes, and a
 // bastion answer them as its state allows or, at its whim, refuse them. Whatever

@@ -110,13 +110,16 @@ func (c *conn) serverConfig(ctx context.Context, clientVersion, version string, 
 		MaxAuthTries:            c.MaxAuthTries,
 		PublicKeyAuthAlgorithms: publicKeyAlgorithms,
 		PreAuthConnCallback:     func(p ssh.ServerPreAuthConn) { banner = p },
+		// Of each attempt that is over, also by methods that are not offered.
+		AuthLogCallback: func(meta ssh.ConnMetadata, _ string, _ error) {
+			c.offered = meta.User()
+		},
 
 		// The key is only offered. Nothing may happen here, and nothing may
 		// be remembered: the client may go on to prove another key, or
 		// another user.
 		PublicKeyCallback: func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-			c.offered = meta.User() // for the log of refusals only
-			c.offeredKey = fingerprint(key)
+			c.offered, c.offeredKey = meta.User(), key // for the log of refusals only
 			user, _ := splitUser(meta.User())
 			grant, err := c.Authorize(user, key, c.client.Addr(), time.Now())
 			if err != nil {

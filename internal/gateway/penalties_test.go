@@ -237,6 +237,22 @@ func heapInUse() int64 {
 	return int64(m.HeapAlloc)
 }
 
+// A stolenKey is a public key, and another key that signs in its place; without
+// one nothing is signed.
+type stolenKey struct {
+	public ssh.PublicKey
+	signer ssh.Signer
+}
+
+func (k stolenKey) PublicKey() ssh.PublicKey { return k.public }
+
+func (k stolenKey) Sign(rand io.Reader, data []byte) (*ssh.Signature, error) {
+	if k.signer == nil {
+		return nil, errors.New("no private key")
+	}
+	return k.signer.Sign(rand, data)
+}
+
 // TestWhatIsPenalised ends connections in all ways, and looks at the penalty.
 func TestWhatIsPenalised(t *testing.T) {
 	const from = "203.0.113.7"
@@ -258,6 +274,12 @@ func TestWhatIsPenalised(t *testing.T) {
 		{"no key offered", nil, func(_ *testing.T, _ *world, nc net.Conn) { loginOn(nc, "alice") }, time.Second},
 		{"a wrong key", nil, func(t *testing.T, _ *world, nc net.Conn) { loginOn(nc, "alice", newKey(t)) }, 5 * time.Second},
 		{"three wrong keys", nil, func(t *testing.T, _ *world, nc net.Conn) { loginOn(nc, "alice", newKey(t), newKey(t), newKey(t)) }, 5 * time.Second},
+		{"her key, and a wrong signature", nil, func(t *testing.T, w *world, nc net.Conn) {
+			loginOn(nc, "alice", stolenKey{w.alice.PublicKey(), newKey(t)})
+		}, 5 * time.Second},
+		{"her key, and no signature", nil, func(t *testing.T, w *world, nc net.Conn) {
+			loginOn(nc, "alice", stolenKey{w.alice.PublicKey(), nil})
+		}, 5 * time.Second},
 		{"nobody", nil, func(_ *testing.T, w *world, nc net.Conn) { loginOn(nc, "mallory", w.alice) }, 5 * time.Second},
 		{"too slow", nil, func(_ *testing.T, _ *world, nc net.Conn) { io.ReadAll(nc) }, 10 * time.Second},
 		{"a wrong key and the right one", nil, func(t *testing.T, w *world, nc net.Conn) {
