@@ -300,8 +300,10 @@ func (d *Dialer) run(ctx context.Context, owner Owner, profile Profile, b *boot)
 	// Those who asked for it may be gone, so success and failure are logged
 	// here too.
 	if b.err != nil {
-		log.Error("bastion did not start", "ms", time.Since(began).Milliseconds(), "err", b.err)
-		d.event(Event{Kind: Failed, Owner: owner, Took: time.Since(began), Reason: b.err.Error()})
+		task := b.entry.Task // as far as it got
+		task.Generation = b.entry.Generation
+		log.Error("bastion did not start", "ms", time.Since(began).Milliseconds(), "task", task.ID, "generation", task.Generation, "err", b.err)
+		d.event(Event{Kind: Failed, Owner: owner, Task: task, Took: time.Since(began), Reason: b.err.Error()})
 	} else {
 		log.Info("bastion runs", "ms", time.Since(began).Milliseconds(), "task", b.entry.Task.ID, "addr", b.entry.Task.Addr)
 		d.event(Event{Kind: Started, Owner: owner, Task: b.entry.Task, Took: time.Since(began)})
@@ -309,7 +311,8 @@ func (d *Dialer) run(ctx context.Context, owner Owner, profile Profile, b *boot)
 }
 
 // start brings owner's entry to Running: it claims a generation, launches it,
-// and proves by a login that it works; or it waits for whoever is doing that.
+// and proves by a login that it works; or it waits for whoever is doing that. With
+// an error comes as much of the entry as is known of what did not start.
 //
 // A generation is given up for the next one only when its task is known to have
 // ended. When a launch fails in any other way, a task may run without our
@@ -342,10 +345,10 @@ func (d *Dialer) start(ctx context.Context, owner Owner, profile Profile) (Entry
 			return Entry{}, fmt.Errorf("claiming generation %d: %w", claim.Generation, err)
 		}
 
-		running, err := d.launch(ctx, owner, profile, entry, burnt)
+		launched, err := d.launch(ctx, owner, profile, entry, burnt)
 		switch {
 		case err == nil:
-			return running, nil
+			return launched, nil
 		case errors.Is(err, ErrConflict):
 			continue // another gateway took over, and was faster
 		case errors.Is(err, ErrGone) && burnt == 0 && mayHelp(err):
@@ -353,7 +356,7 @@ func (d *Dialer) start(ctx context.Context, owner Owner, profile Profile) (Entry
 			d.Log.Warn("bastion ended while it started; trying once more", "owner", owner, "generation", entry.Generation, "err", err)
 			continue
 		}
-		return Entry{}, err
+		return launched, err
 	}
 }
 
@@ -368,13 +371,15 @@ func mayHelp(err error) bool {
 }
 
 // launch takes the claimed entry to Running. If it fails, the entry is left as
-// the next attempt needs it; an error that wraps ErrGone means that the next
+// the next attempt needs it, and the one that is returned says which generation
+// failed and with which task, if there is one; an error that wraps ErrGone means that the next
 // attempt should be another generation.
 func (d *Dialer) launch(ctx context.Context, owner Owner, profile Profile, entry Entry, burnt int) (Entry, error) {
 	task, err := profile.Launcher.Launch(ctx, Launch{
 		Owner: owner, Generation: entry.Generation, Attempt: burnt, Idle: profile.Idle, MaxLife: profile.MaxLife,
 	})
 	generation := max(entry.Generation, task.Generation)
+	failed := Entry{Generation: generation, Task: task}
 	var conn *Conn
 	if err == nil {
 		// A TCP connect proves little: balancers and half-started servers
@@ -403,7 +408,7 @@ func (d *Dialer) launch(ctx context.Context, owner Owner, profile Profile, entry
 		stopping := Entry{Generation: generation, State: Starting, Lease: time.Now().Add(tidyTimeout)}
 		held, swapErr := d.swap(tidy, owner, entry, stopping)
 		if swapErr != nil {
-			return Entry{}, err
+			return failed, err
 		}
 		entry = held
 		next = Entry{Generation: generation, State: Idle}
@@ -422,7 +427,7 @@ func (d *Dialer) launch(ctx context.Context, owner Owner, profile Profile, entry
 		// The lease runs out by itself.
 		d.Log.Warn("cannot write down that a bastion did not start", "owner", owner, "err", swapErr)
 	}
-	return Entry{}, err
+	return failed, err
 }
 
 // record writes down that task runs and has shown its host key: it takes an

@@ -817,3 +817,37 @@ func TestWrapConn(t *testing.T) {
 		}
 	})
 }
+
+// TestFailedEvent wants the event of a start that fails to say which generation it
+// was, and which task, as far as there was one.
+func TestFailedEvent(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		with func(w *world)
+		task bool
+	}{
+		{"no task", func(w *world) { w.onLaunch = func(context.Context, Launch) (bool, error) { return false, ErrCapacity } }, false},
+		{"nobody can log in to it", func(w *world) { w.onDial = func(task *fakeTask) error { task.mute = true; return nil } }, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				defer w.end()
+				tt.with(w)
+				d := newDialer(w, &Memory{})
+				var events []Event
+				d.Event = func(e Event) { events = append(events, e) }
+				if _, err := d.Dial(t.Context(), alice, func(bool) {}); err == nil {
+					t.Fatal("it was started")
+				}
+				i := slices.IndexFunc(events, func(e Event) bool { return e.Kind == Failed })
+				if i < 0 {
+					t.Fatalf("no such event among %+v", events)
+				}
+				if e := events[i]; e.Task.Generation != 1 || (e.Task.ID != "") != tt.task || e.Reason == "" {
+					t.Errorf("the event is %+v", e)
+				}
+			})
+		})
+	}
+}
