@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -116,7 +117,9 @@ func destination(out io.Writer, file string, p identity.Permissions, roles []*po
 		fmt.Fprintf(out, "yes: there are no roles in %s\n", file)
 		return nil
 	}
-	depends := ""
+	_, err := netip.ParseAddr(host)
+	isName := err != nil
+	var unless, depends string // for want of an answer without conditions
 	for _, r := range roles {
 		if !r.Permit.PortForwarding {
 			continue
@@ -127,16 +130,18 @@ func destination(out io.Writer, file string, p identity.Permissions, roles []*po
 		}
 		for _, d := range r.Destinations {
 			yes, maybe := d.MayHold(host, port)
-			if yes {
+			switch {
+			case yes && !isName:
 				fmt.Fprintf(out, "yes: role %s permits %s (%s:%d)\n", r.Name, d, file, d.Line)
 				return nil
-			}
-			if maybe && depends == "" {
-				depends = fmt.Sprintf("if the bastion finds that %s has an address that role %s permits: %s (%s:%d)", host, r.Name, d, file, d.Line)
+			case yes && unless == "":
+				unless = fmt.Sprintf("yes, unless %s stands for a loopback, link-local or multicast address: role %s permits %s (%s:%d)", host, r.Name, d, file, d.Line)
+			case maybe && depends == "":
+				depends = fmt.Sprintf("yes, if the bastion finds that %s has an address that role %s permits: %s (%s:%d)", host, r.Name, d, file, d.Line)
 			}
 		}
 	}
-	fmt.Fprintln(out, "yes, "+depends)
+	fmt.Fprintln(out, cmp.Or(unless, depends))
 	return nil
 }
 
