@@ -87,6 +87,7 @@ func (q question) answer(out io.Writer, file string, cfg *config.Gateway) error 
 		is   string
 	}{
 		{"may", strings.Join(permitted(p), ", ")},
+		{"requires", requires(p)},
 		{"destinations", strings.Join(p.Destinations, ", ")},
 		{"listens at", strings.Join(p.Listen, ", ")},
 		{"connections", limit(p.Limits.Connections)},
@@ -162,6 +163,13 @@ func permitted(p identity.Permissions) []string {
 		return []string{"nothing"}
 	}
 	return words
+}
+
+func requires(p identity.Permissions) string {
+	if !p.RequirePTY {
+		return ""
+	}
+	return "a terminal, for shells and commands"
 }
 
 func limit(n int) string {

@@ -125,20 +125,20 @@ func (s *session) request(req *ssh.Request) (ok bool, start func()) {
 		case "auth-agent-req@openssh.com", "agent-req":
 			return s.c.forwardAgent(), nil
 		case "shell":
-			if policy.MayRequest(s.c.id.Permissions, req.Type, req.Payload) != nil {
+			if !s.mayRun(req) {
 				return false, nil
 			}
 			return s.requestStart("", false)
 		case "exec":
 			command, err := parseCommand(req.Payload)
-			if err != nil || policy.MayRequest(s.c.id.Permissions, req.Type, req.Payload) != nil {
+			if err != nil || !s.mayRun(req) {
 				return false, nil
 			}
 			// An empty command is a login shell to sshd too.
 			return s.requestStart(command, false)
 		case "subsystem":
 			name, err := parseCommand(req.Payload)
-			if err != nil || name != "sftp" || s.c.server.SFTP == "" || policy.MayRequest(s.c.id.Permissions, req.Type, req.Payload) != nil {
+			if err != nil || name != "sftp" || s.c.server.SFTP == "" || !s.mayRun(req) {
 				return false, nil
 			}
 			return s.requestStart(s.c.server.SFTP, true)
@@ -155,6 +155,12 @@ func (s *session) request(req *ssh.Request) (ok bool, start func()) {
 		return s.stopOutput(), nil
 	}
 	return false, nil
+}
+
+// mayRun says whether the login permits what the request wants to run.
+func (s *session) mayRun(req *ssh.Request) bool {
+	p := s.c.id.Permissions
+	return policy.MayRequest(p, req.Type, req.Payload) == nil && (s.tty != nil || policy.MayRunWithoutPTY(p, req.Type, req.Payload) == nil)
 }
 
 func (s *session) requestTerminal(payload []byte) bool {

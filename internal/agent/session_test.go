@@ -591,3 +591,35 @@ func TestRC(t *testing.T) {
 		t.Errorf("without permission: got %q", got)
 	}
 }
+
+// TestRequirePTY wants the agent itself to run nothing without a terminal for who
+// must have one, whatever the gateway lets pass.
+func TestRequirePTY(t *testing.T) {
+	b := start(t, nil)
+	id := alice()
+	id.Permissions.RequirePTY = true
+	c := b.dial(id)
+	defer c.Close()
+	for _, terminal := range []bool{false, true} {
+		for _, kind := range []string{"shell", "exec"} {
+			ch, reqs, err := c.OpenChannel("session", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			go ssh.DiscardRequests(reqs)
+			if terminal {
+				if ok, err := ch.SendRequest("pty-req", true, ssh.Marshal(ptyRequest{Term: "xterm", Cols: 80, Rows: 24})); !ok || err != nil {
+					t.Fatalf("no terminal: %v", err)
+				}
+			}
+			payload := []byte(nil)
+			if kind == "exec" {
+				payload = ssh.Marshal(struct{ Command string }{"true"})
+			}
+			if ok, err := ch.SendRequest(kind, true, payload); ok != terminal || err != nil {
+				t.Errorf("%s, with a terminal %v: %v, %v", kind, terminal, ok, err)
+			}
+			ch.Close()
+		}
+	}
+}

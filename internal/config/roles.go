@@ -41,6 +41,7 @@ func (v value) roles(profiles map[string]Profile) policy.Roles {
 			"destinations": func(v value) { r.Destinations = v.destinations(&size) },
 			"listen":       func(v value) { r.Listen = v.listens() },
 			"record":       func(v value) { r.Record = v.record() },
+			"require_pty":  func(v value) { r.RequirePTY = v.boolean() },
 			"admin":        func(v value) { r.Admin = v.boolean() },
 
 			"max_connections": func(v value) { r.Limits.Connections = v.integerOrNone() },
@@ -52,6 +53,9 @@ func (v value) roles(profiles map[string]Profile) policy.Roles {
 		}
 		if !r.Permit.PortForwarding && (seen["destinations"] || seen["listen"]) {
 			v.mistake("destinations and listen limit port forwarding, which permit does not permit")
+		}
+		if r.RequirePTY && !r.Permit.PTY {
+			v.mistake("require_pty refuses all without a terminal, which permit does not permit; add pty to it")
 		}
 		roles = append(roles, r)
 	})

@@ -258,11 +258,12 @@ func (s *session) whoami(c call) error {
 			SFTP            bool     `json:"sftp"`
 			Destinations    []string `json:"destinations"`
 			Listen          []string `json:"listen"`
+			RequirePTY      bool     `json:"require_pty"`
 		}{
 			id.User, id.Key, source(id.Client.String(), id.Client.IsValid()), id.ConnID, append([]string{}, roles...), admin,
 			p.PTY, p.PortForwarding, p.AgentForwarding, p.X11Forwarding, p.UserRC,
 			append([]string{}, p.PermitOpen...), append([]string{}, p.PermitListen...),
-			!p.NoShell, !p.NoExec, !p.NoSFTP, append([]string{}, p.Destinations...), append([]string{}, p.Listen...),
+			!p.NoShell, !p.NoExec, !p.NoSFTP, append([]string{}, p.Destinations...), append([]string{}, p.Listen...), p.RequirePTY,
 		})
 	}
 	list := func(of []string, none string) string {
@@ -290,6 +291,9 @@ func (s *session) whoami(c call) error {
 			fmt.Fprintln(w, "\tadministrator")
 		}
 		fmt.Fprintf(w, "this login may use\t%s\n", strings.Join(may, ", "))
+		if p.RequirePTY {
+			fmt.Fprintln(w, "\tshell and commands with a terminal only")
+		}
 		if p.PortForwarding {
 			fmt.Fprintf(w, "destinations of the key\t%s\n", list(p.PermitOpen, "any"))
 			fmt.Fprintf(w, "destinations of the roles\t%s\n", list(p.Destinations, "any"))

@@ -53,6 +53,9 @@ type Permissions struct {
 	// with a terminal or without is one, every other subsystem than sftp a
 	// command.
 	NoShell, NoExec, NoSFTP bool
+	// RequirePTY refuses shells and commands without a terminal, which no
+	// recording would show.
+	RequirePTY bool
 	// Destinations limits direct-tcpip to these, in the form that
 	// policy.ParseDestination reads; empty means no limit, a single "none"
 	// permits nothing. PermitOpen holds beside it.

@@ -78,6 +78,26 @@ func MayRequest(p identity.Permissions, kind string, payload []byte) error {
 	return nil
 }
 
+// MayRunWithoutPTY returns why p does not permit a request on a session that has
+// no terminal, or nil. It is asked beside [MayRequest]. What sftp does is for that
+// alone to say.
+func MayRunWithoutPTY(p identity.Permissions, kind string, payload []byte) error {
+	if !p.RequirePTY {
+		return nil
+	}
+	switch kind {
+	case "shell", "exec":
+	case "subsystem":
+		var what struct{ Name string }
+		if ssh.Unmarshal(payload, &what) == nil && what.Name == "sftp" {
+			return nil
+		}
+	default:
+		return nil
+	}
+	return denied(p, "a session without a terminal")
+}
+
 func unless(permitted bool, p identity.Permissions, what string) error {
 	if permitted {
 		return nil

@@ -51,6 +51,9 @@ type Role struct {
 	// Limits of a login are the largest of its roles'; Record is the strictest.
 	Limits identity.Limits
 	Record identity.Record
+	// RequirePTY refuses shells and commands without a terminal. It holds if it
+	// is set in any of a login's roles.
+	RequirePTY bool
 	// Admin opens the administrator's part of the console.
 	Admin bool
 }
@@ -185,6 +188,7 @@ func combine(key identity.Permissions, roles []*Role) identity.Permissions {
 		}
 		p.Limits = widest(p.Limits, r.Limits, i == 0)
 		p.Record = max(p.Record, r.Record)
+		p.RequirePTY = p.RequirePTY || r.RequirePTY
 		p.Admin = p.Admin || r.Admin
 	}
 	p.PTY = p.PTY && all.PTY

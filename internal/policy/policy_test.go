@@ -333,6 +333,44 @@ func TestAsk(t *testing.T) {
 	}
 }
 
+func TestRequirePTY(t *testing.T) {
+	word := func(s string) []byte { return ssh.Marshal(struct{ S string }{s}) }
+	for _, tt := range []struct {
+		kind     string
+		payload  []byte
+		required bool // passes with RequirePTY
+	}{
+		{"shell", nil, false},
+		{"exec", word("id"), false},
+		{"exec", word(""), false},
+		{"exec", nil, false},
+		{"subsystem", word("netconf"), false},
+		{"subsystem", nil, false},
+		{"subsystem", word("sftp"), true}, // MayRequest has the say
+		{"pty-req", nil, true},
+		{"env", nil, true},
+		{"window-change", nil, true},
+		{"new@example.com", nil, true},
+	} {
+		if err := MayRunWithoutPTY(identity.Permissions{RequirePTY: true}, tt.kind, tt.payload); (err == nil) != tt.required {
+			t.Errorf("%s %q: %v", tt.kind, tt.payload, err)
+		}
+		if err := MayRunWithoutPTY(identity.Permissions{}, tt.kind, tt.payload); err != nil {
+			t.Errorf("%s %q is refused although no terminal is required: %v", tt.kind, tt.payload, err)
+		}
+	}
+	// One role is enough.
+	roles := Roles{
+		{Name: "a", Users: []string{"*"}, Permit: PermitAll()},
+		{Name: "b", Users: []string{"alice"}, Permit: PermitAll(), RequirePTY: true},
+	}
+	for user, want := range map[string]bool{"alice": true, "bob": false} {
+		if p, _, err := roles.Decide(Login{User: user, Key: identity.AllowAll()}); err != nil || p.RequirePTY != want {
+			t.Errorf("%s: %v, %v", user, p.RequirePTY, err)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{"db.internal:5432", "[2001:db8::/32]:443", "10.0.0.0/8:8000-8100", "*:*", "mon-fri 07:00-19:00 Europe/Berlin", "fri-mon 22:00-06:00", "10.0.0.1/8:1"} {
 		f.Add(s)

@@ -128,6 +128,7 @@ type flow struct {
 	reverse  *flow
 	number   int            // of the channel
 	watch    ChannelWatcher // may be nil
+	terminal bool           // the bastion has granted one; for passRequest
 
 	queue   requests
 	streams atomic.Int32 // data and stderr, as far as they have not ended
@@ -415,7 +416,11 @@ func (f *flow) passRequest(req *ssh.Request) {
 	if answeredHere(req) {
 		return
 	}
-	if why := policy.MayRequest(f.r.Permissions, req.Type, req.Payload); why != nil {
+	why := policy.MayRequest(f.r.Permissions, req.Type, req.Payload)
+	if why == nil && !f.terminal {
+		why = policy.MayRunWithoutPTY(f.r.Permissions, req.Type, req.Payload)
+	}
+	if why != nil {
 		f.r.refused(Refusal{Kind: req.Type, FromClient: f.toServer, Payload: req.Payload, Channel: f.number, Code: ssh.Prohibited, Why: why.Error()})
 		req.Reply(false, nil)
 		return
@@ -440,6 +445,7 @@ func (f *flow) passRequest(req *ssh.Request) {
 	if f.watch != nil && req.WantReply {
 		f.watch.Answered(req.Type, f.toServer, req.Payload, ok)
 	}
+	f.terminal = f.terminal || req.Type == "pty-req" && ok
 	if f.session != nil && f.toServer && (ok || !req.WantReply) {
 		if req.Type == "pty-req" {
 			f.r.remember(f.session)

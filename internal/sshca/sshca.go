@@ -44,6 +44,7 @@ const (
 	optNoShell      = "no-shell@sallyport"
 	optNoExec       = "no-exec@sallyport"
 	optNoSFTP       = "no-sftp@sallyport"
+	optRequirePTY   = "require-pty@sallyport"
 	extRoles        = "roles@sallyport" // to be named in refusals
 	extEnvironment  = "environment@sallyport"
 	extConnection   = "connection@sallyport" // SSH_CONNECTION's four fields
@@ -52,6 +53,7 @@ const (
 // criticalOptions lists what a bastion enforces, for [ssh.CertChecker].
 var criticalOptions = []string{
 	"force-command", "source-address", optPermitOpen, optPermitListen, optDestinations, optListen, optNoShell, optNoExec, optNoSFTP,
+	optRequirePTY,
 }
 
 // Sign makes a key and a certificate for one login of id to the bastion called
@@ -115,7 +117,7 @@ func permissions(id identity.Identity) ssh.Permissions {
 			out.CriticalOptions[name] = strings.Join(list, ",")
 		}
 	}
-	for name, on := range map[string]bool{optNoShell: p.NoShell, optNoExec: p.NoExec, optNoSFTP: p.NoSFTP} {
+	for name, on := range map[string]bool{optNoShell: p.NoShell, optNoExec: p.NoExec, optNoSFTP: p.NoSFTP, optRequirePTY: p.RequirePTY} {
 		if on {
 			out.CriticalOptions[name] = ""
 		}
@@ -202,6 +204,7 @@ func read(cert *ssh.Certificate) (identity.Identity, error) {
 			NoShell:         denied(optNoShell),
 			NoExec:          denied(optNoExec),
 			NoSFTP:          denied(optNoSFTP),
+			RequirePTY:      denied(optRequirePTY),
 			Roles:           split(cert.Extensions[extRoles], ","),
 		},
 	}
