@@ -113,7 +113,8 @@ type Keys struct {
 	// LookupTimeout is how long Command and URL may take; zero means 10 s.
 	// LookupCache is how long an answer counts, zero meaning a minute, and
 	// LookupStale how long that of URL counts when none can be had any more,
-	// zero meaning 10 minutes.
+	// zero meaning 10 minutes. A login that came by either ends when there has
+	// been no answer for so long.
 	LookupTimeout, LookupCache, LookupStale time.Duration
 
 	// Log, if not nil, is told what is wrong with the files: once for every

@@ -62,7 +62,9 @@ type lookup struct {
 	fetch func(ctx context.Context, user string, key ssh.PublicKey, last answer) (answer, error)
 
 	timeout, cache, stale time.Duration
-	log                   *slog.Logger // may be nil
+	// outlive is how long a login that is going on outlives the last answer.
+	outlive time.Duration
+	log     *slog.Logger // may be nil
 
 	total     chan struct{} // a place for each question that is out
 	strangers chan struct{}
@@ -145,9 +147,23 @@ func (l *lookup) usable(m *memory, now, after time.Time) (file *keyFile, until t
 	return nil, time.Time{}, m.err, true
 }
 
+// givenUp says that no answer is to be expected any more for a login that is going
+// on. sshd takes a command that fails for one that knows no keys, but for the user
+// who is working a failure is more likely an outage than anybody's wish.
+func (l *lookup) givenUp(m *memory, now, after time.Time) bool {
+	if m == nil || m.failed.IsZero() {
+		return false
+	}
+	last := after // the answer itself may have been forgotten
+	if m.file != nil {
+		last = m.at
+	}
+	return now.Sub(last) >= l.outlive
+}
+
 // ask returns the user's keys and until when that answer counts. If it does not
-// wait and has no answer at hand, it asks nevertheless and returns ErrUndecided.
-// For after see usable.
+// wait and has no answer at hand, it asks nevertheless and returns ErrUndecided,
+// unless there has been none for too long. For after see usable.
 func (l *lookup) ask(user string, key ssh.PublicKey, from netip.Addr, wait bool, after time.Time) (*keyFile, time.Time, error) {
 	q := question{user: user}
 	if l.perKey {
@@ -160,6 +176,9 @@ func (l *lookup) ask(user string, key ssh.PublicKey, from netip.Addr, wait bool,
 		l.mu.Lock()
 		m := l.answers[q]
 		file, until, err, ok := l.usable(m, now, after)
+		if (!ok || err != nil) && !wait && l.givenUp(m, now, after) {
+			err = fmt.Errorf("%s: no answer for %v", l.setting, l.outlive)
+		}
 		if ok {
 			l.mu.Unlock()
 			return file, until, err
@@ -183,7 +202,10 @@ func (l *lookup) ask(user string, key ssh.PublicKey, from netip.Addr, wait bool,
 		}
 		l.mu.Unlock()
 		if !wait {
-			return nil, time.Time{}, undecided{fmt.Errorf("%s: being asked", l.setting)}
+			if err == nil {
+				err = undecided{fmt.Errorf("%s: being asked", l.setting)}
+			}
+			return nil, time.Time{}, err
 		}
 		select {
 		case <-done:
@@ -292,12 +314,15 @@ func (l *lookup) complain(now time.Time, msg string, attrs ...slog.Attr) {
 func (k *Keys) outside() []*lookup {
 	k.once.Do(func() {
 		add := func(l *lookup) {
-			l.timeout, l.cache, l.log = k.LookupTimeout, k.LookupCache, k.Log
+			l.timeout, l.cache, l.outlive, l.log = k.LookupTimeout, k.LookupCache, k.LookupStale, k.Log
 			if l.timeout == 0 {
 				l.timeout = lookupTimeout
 			}
 			if l.cache == 0 {
 				l.cache = lookupCache
+			}
+			if l.outlive == 0 {
+				l.outlive = lookupStale
 			}
 			l.total = make(chan struct{}, maxAsking)
 			l.strangers = make(chan struct{}, maxAskingStrangers)
@@ -309,11 +334,9 @@ func (k *Keys) outside() []*lookup {
 			add(&lookup{setting: sourceCommand, perKey: needsKey(k.Command), fetch: k.runCommand})
 		}
 		if k.URL != "" {
-			stale := k.LookupStale
-			if stale == 0 {
-				stale = lookupStale
-			}
-			add(&lookup{setting: sourceURL, needsFile: true, fetch: newFetcher(k.URL).fetch, stale: stale})
+			add(&lookup{setting: sourceURL, needsFile: true, fetch: newFetcher(k.URL).fetch})
+			l := k.lookups[len(k.lookups)-1]
+			l.stale = l.outlive
 		}
 	})
 	return k.lookups

@@ -33,7 +33,7 @@ type fakeLookup struct {
 func newFakeLookup(answers map[string]string) *fakeLookup {
 	f := &fakeLookup{answers: answers}
 	f.lookup = &lookup{
-		setting: "fake", timeout: 10 * time.Second, cache: time.Minute, stale: 10 * time.Minute,
+		setting: "fake", timeout: 10 * time.Second, cache: time.Minute, stale: 10 * time.Minute, outlive: 10 * time.Minute,
 		total: make(chan struct{}, maxAsking), strangers: make(chan struct{}, maxAskingStrangers),
 	}
 	f.lookup.log = slog.New(slog.NewTextHandler(&f.log, nil))
@@ -136,6 +136,54 @@ func TestLookupDoesNotWait(t *testing.T) {
 			t.Errorf("%v, until %v", err, until)
 		}
 	})
+}
+
+// TestLookupGivenUp has a login go on while no answer can be had, from a source
+// whose answers count for longer than they are asked for, and from one whose do not.
+func TestLookupGivenUp(t *testing.T) {
+	for _, stale := range []time.Duration{0, 10 * time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFakeLookup(map[string]string{"alice": authorized(edKey(1))})
+			f.stale = stale
+			if ok, err := f.has(t, "alice"); !ok {
+				t.Fatal(err)
+			}
+			answered := time.Now()
+			until := answered.Add(f.cache)
+			// recheck is what Recheck does every few seconds.
+			recheck := func() error {
+				time.Sleep(2 * time.Second)
+				if time.Now().Before(until) {
+					return nil
+				}
+				_, next, err := f.ask("alice", edKey(1), home, false, until)
+				if err == nil {
+					until = next
+				}
+				return err
+			}
+			f.set(errors.New("down"), "alice", authorized(edKey(1)))
+			for time.Since(answered) < f.outlive-2*time.Second {
+				if err := recheck(); err != nil && !errors.Is(err, ErrUndecided) {
+					t.Fatalf("stale %v: refused after %v: %v", stale, time.Since(answered), err)
+				}
+			}
+			time.Sleep(4 * time.Second)
+			for range 10 {
+				if err := recheck(); err == nil || errors.Is(err, ErrUndecided) {
+					t.Fatalf("stale %v: goes on after %v: %v", stale, time.Since(answered), err)
+				}
+			}
+			// It answers again.
+			f.set(nil, "alice", authorized(edKey(1)))
+			time.Sleep(retryAfter)
+			recheck()
+			if err := recheck(); err != nil {
+				t.Errorf("stale %v: up again, and refused: %v", stale, err)
+			}
+			time.Sleep(time.Minute) // for what is out
+		})
+	}
 }
 
 // TestLookupOneAtATime has many ask for one user, by one key or by many.

@@ -67,6 +67,8 @@ func (k *Keys) look(user string) basis {
 // waits for a command or a web server: an answer that is too old is renewed
 // meanwhile, and the error until then is [ErrUndecided].
 //
+// If there is none for LookupStale, the login is refused.
+//
 // An error that is [ErrUndecided] says nothing about the login. Another one may
 // still be due to a file that is being rewritten in place at this moment, so
 // only one that stays is a reason to end the login; but for [ErrExpired], which
