@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 )
 
 // script makes a program, which must not be one others can write.
@@ -66,6 +68,14 @@ exit 0
 	want := fmt.Sprintf("1|alice||||/|HOME=%s LANG=C.UTF-8 LOGNAME=%s PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin USER=%[2]s ", u.HomeDir, u.Username)
 	if len(asked) != 4 || asked[0] != want || asked[1] != "stdin is null" || !strings.HasPrefix(asked[2], "1|bob|") {
 		t.Errorf("it saw\n%s\nwant\n%s", strings.Join(asked, "\n"), want)
+	}
+
+	// An authority that it prints is trusted for what the line says, and no more.
+	trusting := script(t, `echo 'cert-authority,principals="ops" `+authorized(edKey(9))+`'`)
+	k = &Keys{Dir: k.Dir, Command: []string{trusting}, CommandUser: me(t)}
+	cert := sign(t, func(c *ssh.Certificate) { c.ValidPrincipals = []string{"ops", "admins"} })
+	if g, err := k.Authorize("alice", cert, home, today); err != nil || !slices.Equal(g.RolePrincipals, []string{"ops"}) {
+		t.Errorf("%+v, %v", g, err)
 	}
 
 	// Tokens, and what a shell would make something of.
