@@ -19,9 +19,10 @@ import (
 // penalties.
 type Penalties struct {
 	// AuthFail is for a client that has left after a key or a code was
-	// refused, or after it offered a user's key and did not prove it; NoAuth for one that has not tried, or whose keys could not be
-	// looked up; GraceExceeded for one that was not logged in when
-	// LoginGraceTime was over. RefuseConnection is for a user who has proven
+	// refused, or after it offered a key of which no login came; NoAuth for
+	// one that has not tried, or whose keys could not be looked up;
+	// GraceExceeded for one that was not logged in when LoginGraceTime was
+	// over. RefuseConnection is for a user who has proven
 	// to be one, but whose roles do not permit the address. Crash is for a
 	// client whose login made the gateway panic.
 	AuthFail, NoAuth, GraceExceeded, RefuseConnection, Crash time.Duration
@@ -222,7 +223,7 @@ func (c *conn) penalise(err error) {
 		c.addPenalty(p.GraceExceeded, "login grace time exceeded")
 	case errors.Is(c.refusal, auth.ErrUndecided): // which may not be the client's fault
 		c.addPenalty(p.NoAuth, "its keys could not be looked up")
-	case c.attempts > 0, c.offeredKey != nil: // offered and not proven, or with a wrong signature
+	case c.attempts > 0, c.offeredKey != nil: // offered, and not proven or with a wrong signature
 		c.addPenalty(p.AuthFail, "failed authentication")
 	default:
 		c.addPenalty(p.NoAuth, "did not authenticate")
