@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -80,7 +81,7 @@ type serve struct {
 	Principal   string        `required:"" help:"Name of this bastion in login certificates."`
 	Idle        time.Duration `default:"15m" help:"Exit this long after the last connection; 0 means never."`
 	MaxLife     time.Duration `default:"12h" help:"Exit when this old; 0 means never."`
-	AcceptEnv   []string      `placeholder:"PATTERN" help:"Variables that clients may set, as AcceptEnv of sshd_config(5); may be repeated."`
+	AcceptEnv   []string      `default:"none" placeholder:"PATTERN" help:"Variables that clients may set, as AcceptEnv of sshd_config(5); may be repeated."`
 	MaxSessions int           `default:"10" help:"How many sessions one connection may have open."`
 	ReadyFD     int           `name:"ready-fd" default:"-1" help:"Inherited descriptor to write address and host key to, as a line of JSON, once the agent listens."`
 	LockFD      int           `name:"lock-fd" default:"-1" help:"Inherited descriptor to hold open while the agent lives, and to give to no child."`
@@ -111,6 +112,9 @@ func (s *serve) Run(ctx context.Context, std streams) error {
 	hostKey, err := ssh.NewSignerFromSigner(private)
 	if err != nil {
 		return err
+	}
+	if slices.Equal(s.AcceptEnv, []string{"none"}) {
+		s.AcceptEnv = nil
 	}
 	server := &agent.Server{
 		HostKey:     hostKey,

@@ -56,12 +56,13 @@ func newServer(t testing.TB) (*Server, ssh.Signer) {
 	t.Helper()
 	fleet := newSigner(t)
 	return &Server{
-		HostKey:  newSigner(t),
-		Verifier: sshca.Verifier{Fleet: fleet.PublicKey(), Principal: principal},
-		Owner:    "alice",
-		Account:  Account{Name: "alice", UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Home: t.TempDir(), Shell: "/bin/bash"},
-		SFTP:     opensshSFTP,
-		Log:      slog.New(slog.NewTextHandler(testLog{t}, nil)),
+		HostKey:   newSigner(t),
+		Verifier:  sshca.Verifier{Fleet: fleet.PublicKey(), Principal: principal},
+		Owner:     "alice",
+		Account:   Account{Name: "alice", UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Home: t.TempDir(), Shell: "/bin/bash"},
+		SFTP:      opensshSFTP,
+		AcceptEnv: []string{"LANG", "LC_*"},
+		Log:       slog.New(slog.NewTextHandler(testLog{t}, nil)),
 	}, fleet
 }
 

@@ -62,8 +62,7 @@ type Server struct {
 	Idle, MaxLife time.Duration
 
 	// AcceptEnv lists the environment variables that clients may set, as
-	// patterns with * and ?. Nil stands for LANG, LC_*, COLORTERM,
-	// TERM_PROGRAM* and GIT_PROTOCOL.
+	// patterns with * and ?. Empty means none.
 	AcceptEnv []string
 	// SFTP is the command line that serves the sftp subsystem; it is run by
 	// the account's shell. Empty refuses the subsystem.
@@ -108,8 +107,6 @@ const (
 	// sessions when the agent stops. It outlasts hangupGrace.
 	stopGrace = 8 * time.Second
 )
-
-var defaultAcceptEnv = []string{"LANG", "LC_*", "COLORTERM", "TERM_PROGRAM*", "GIT_PROTOCOL"}
 
 // Why Serve returns, as the cause of its context.
 var (

@@ -187,11 +187,7 @@ func (s *session) requestEnv(payload []byte) bool {
 	if err != nil || len(s.env) >= maxEnv || s.envBytes+len(name)+len(value) > maxEnvBytes {
 		return false
 	}
-	accept := s.c.server.AcceptEnv
-	if accept == nil {
-		accept = defaultAcceptEnv
-	}
-	if !slices.ContainsFunc(accept, func(pattern string) bool { return policy.Match(pattern, name) }) {
+	if !slices.ContainsFunc(s.c.server.AcceptEnv, func(pattern string) bool { return policy.Match(pattern, name) }) {
 		return false
 	}
 	s.envBytes += len(name) + len(value)

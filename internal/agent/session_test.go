@@ -251,6 +251,19 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
+// TestNoEnvironment wants an agent that accepts no variables to refuse even the
+// usual ones.
+func TestNoEnvironment(t *testing.T) {
+	b := start(t, func(s *Server) { s.AcceptEnv = nil })
+	s, err := b.dial(alice()).NewSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Setenv("LANG", "C"); err == nil {
+		t.Error("LANG was accepted")
+	}
+}
+
 func TestTerminal(t *testing.T) {
 	c := start(t, nil).dial(alice())
 	ch, reqs, err := c.OpenChannel("session", nil)

@@ -144,7 +144,8 @@ type Local struct {
 	// means the one beside the gateway's own binary.
 	Agent string
 	// AcceptEnv is which variables a client may set in its sessions; "*" and
-	// "?" are wildcards, and empty means none. Default LANG and LC_*.
+	// "?" are wildcards, and empty means none. Default LANG, LC_*, COLORTERM,
+	// TERM_PROGRAM* and GIT_PROTOCOL.
 	AcceptEnv []string
 }
 
@@ -180,9 +181,13 @@ func defaultProfile() Profile {
 		Idle:         15 * time.Minute,
 		MaxLife:      12 * time.Hour,
 		StartTimeout: 5 * time.Minute,
-		Local:        Local{AcceptEnv: []string{"LANG", "LC_*", "COLORTERM", "TERM_PROGRAM*", "GIT_PROTOCOL"}},
+		Local:        Local{AcceptEnv: defaultAcceptEnv()},
 		Fargate:      defaultFargate(),
 	}
+}
+
+func defaultAcceptEnv() []string {
+	return []string{"LANG", "LC_*", "COLORTERM", "TERM_PROGRAM*", "GIT_PROTOCOL"}
 }
 
 // maxFile bounds the size of the file, in bytes.

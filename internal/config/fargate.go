@@ -73,7 +73,7 @@ func defaultFargate() Fargate {
 	return Fargate{
 		Container: "bastion",
 		Account:   "bastion",
-		AcceptEnv: []string{"LANG", "LC_*", "COLORTERM", "TERM_PROGRAM*", "GIT_PROTOCOL"},
+		AcceptEnv: defaultAcceptEnv(),
 		Egress:    []EgressRule{{"-1", -1, -1, "0.0.0.0/0"}, {"-1", -1, -1, "::/0"}},
 	}
 }

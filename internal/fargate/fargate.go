@@ -171,7 +171,8 @@ type Launcher struct {
 	PlatformVersion string
 	// Isolate, if not nil, gives each owner a security group of her own.
 	Isolate *Isolation
-	// AcceptEnv are patterns of the environment variables clients may set.
+	// AcceptEnv are patterns of the environment variables clients may set;
+	// empty means none.
 	AcceptEnv []string
 	// MaxSessions is how many sessions one connection may have open; zero
 	// leaves it to the agent.

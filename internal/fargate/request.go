@@ -1,6 +1,7 @@
 package fargate
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base32"
 	"fmt"
@@ -52,9 +53,7 @@ func (l *Launcher) request(want bastion.Launch, group string) *ecs.RunTaskInput 
 	set(envPrincipal, l.token(want.Owner, want.Generation))
 	set(envIdle, want.Idle.String())
 	set(envMaxLife, want.MaxLife.String())
-	if len(l.AcceptEnv) > 0 {
-		set(envAcceptEnv, strings.Join(l.AcceptEnv, ","))
-	}
+	set(envAcceptEnv, cmp.Or(strings.Join(l.AcceptEnv, ","), "none"))
 	if l.MaxSessions > 0 {
 		set(envMaxSessions, strconv.Itoa(l.MaxSessions))
 	}

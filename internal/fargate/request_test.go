@@ -103,6 +103,16 @@ func TestRequestOptions(t *testing.T) {
 	if o := in.Overrides; aws.ToString(o.Cpu) != "1024" || aws.ToString(o.Memory) != "2048" || o.EphemeralStorage.SizeInGiB != 50 || aws.ToString(o.TaskRoleArn) != l.TaskRole {
 		t.Errorf("overrides %+v", o)
 	}
+	agent := func(l *Launcher) string {
+		return environment(types.Task{Overrides: l.request(alice, "").Overrides}, envAcceptEnv)
+	}
+	if got := agent(l); got != "none" { // whatever the image or the task definition says
+		t.Errorf("without AcceptEnv the agent is told %q", got)
+	}
+	l.AcceptEnv = []string{"LANG", "LC_*"}
+	if got := agent(l); got != "LANG,LC_*" {
+		t.Errorf("the agent is told %q", got)
+	}
 	if len(l.SecurityGroups) != 1 {
 		t.Error("the launcher's own groups were changed")
 	}

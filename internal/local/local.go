@@ -67,7 +67,8 @@ type Launcher struct {
 	// user, which must exist and must not be root's; any other gateway can
 	// only use its own account, for everybody.
 	Account string
-	// AcceptEnv are patterns of the environment variables clients may set.
+	// AcceptEnv are patterns of the environment variables clients may set;
+	// empty means none.
 	AcceptEnv []string
 	// MaxSessions is how many sessions one connection may have open; zero
 	// leaves it to the agent.
@@ -210,12 +211,10 @@ func (l *Launcher) start(home folder, id, account string, want bastion.Launch) (
 		"--principal", id,
 		"--idle", want.Idle.String(),
 		"--max-life", want.MaxLife.String(),
+		"--accept-env", cmp.Or(strings.Join(l.AcceptEnv, ","), "none"),
 		"--ready-fd", "3", // ExtraFiles[0]
 		"--lock-fd", "4",
 	)
-	for _, pattern := range l.AcceptEnv {
-		cmd.Args = append(cmd.Args, "--accept-env", pattern)
-	}
 	if l.MaxSessions > 0 {
 		cmd.Args = append(cmd.Args, "--max-sessions", strconv.Itoa(l.MaxSessions))
 	}
