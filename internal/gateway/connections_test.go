@@ -208,6 +208,30 @@ func TestConsoleAndDrain(t *testing.T) {
 	})
 }
 
+// TestStrangerAndDrain wants whoever has not proven who she is to hold up nobody.
+func TestStrangerAndDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.srv.Drain = time.Hour
+		ln := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+		ctx, cancel := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() { served <- w.srv.Serve(ctx, ln) }()
+		silent, far := sshtest.Pipe()
+		ln.conns <- far
+		synctest.Wait()
+		began := time.Now()
+		cancel()
+		if err := <-served; err != nil || time.Since(began) > 2*time.Second {
+			t.Errorf("served until %v after: %v", time.Since(began), err)
+		}
+		silent.SetReadDeadline(time.Now().Add(time.Second))
+		if _, err := io.Copy(io.Discard, silent); err != nil {
+			t.Errorf("the stranger's connection stays open: %v", err)
+		}
+	})
+}
+
 // forced gives every login these permissions.
 func (w *world) forced(p identity.Permissions) {
 	authorize := w.srv.Authorize

@@ -118,11 +118,14 @@ type Server struct {
 	penalties penalties
 	refusals  refusals
 
-	mu      sync.Mutex
-	conns   map[*conn]struct{}
-	users   map[string]int // connections per user
-	closing bool           // no new ones
-	wg      sync.WaitGroup // connections, and what closes them
+	mu    sync.Mutex
+	conns map[*conn]struct{}
+	users map[string]int // connections per user
+	// draining lets no new ones in, and closing ends no more by themselves:
+	// all are being ended.
+	draining, closing bool
+
+	wg sync.WaitGroup // connections, and what closes them
 }
 
 // A SecondFactor knows which users must give a code beside their key, and which
@@ -148,7 +151,7 @@ type conn struct {
 	account         // for the audit log
 	identity identity.Identity
 	dial     *dial
-	counted  string // the user it counts for; under Server.mu
+	counted  string // the user it counts for, once proven; under Server.mu
 
 	holding holding     // by what it is logged in
 	notices chan string // not nil if it is one to the console; set by login
@@ -159,8 +162,9 @@ type conn struct {
 }
 
 // Serve accepts and serves connections until ctx ends or a listener fails. Then
-// it stops accepting, tells every terminal, waits up to s.Drain for the
-// connections to end by themselves, and closes the rest. Bastions stay up. Every
+// it stops accepting, closes the connections that have not logged in, tells every
+// terminal, waits up to s.Drain for the others to end by themselves, and closes
+// the rest. Bastions stay up. Every
 // connection has ended when Serve returns: nil if it was ctx that ended. It
 // closes the listeners, and may be called once.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
@@ -318,7 +322,7 @@ func (c *conn) serveConsole(ctx context.Context, client relay.Peer) {
 func (c *conn) enter() bool {
 	c.Server.mu.Lock()
 	defer c.Server.mu.Unlock()
-	if c.closing {
+	if c.draining {
 		return false
 	}
 	if c.conns == nil {
@@ -378,23 +382,41 @@ func (c *conn) logRefusal(err error) {
 }
 
 // drain tells every terminal that the gateway goes down and gives connections
-// the time to end.
+// the time to end. Strangers get none, and who watches in the console holds up
+// nobody.
 func (s *Server) drain() {
-	s.Log.Info("draining", "connections", s.tell(drainMessage(s.Drain)), "drain", s.Drain.String())
+	s.closeStrangers()
+	s.tell(drainMessage(s.Drain))
+	s.Log.Info("draining", "connections", s.inUse(), "drain", s.Drain.String())
 	deadline := time.Now().Add(s.Drain)
-	for time.Now().Before(deadline) && s.count() > 0 { // who watches in the console holds up nobody
+	for time.Now().Before(deadline) && s.inUse() > 0 {
 		time.Sleep(50 * time.Millisecond)
 	}
 }
 
-// count returns how many connections there are, those to the console aside.
-func (s *Server) count() int {
+// closeStrangers closes the connections of those who have not proven who they
+// are, and lets no more in.
+func (s *Server) closeStrangers() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := len(s.conns)
+	s.draining = true
 	for c := range s.conns {
-		if c.peer != nil && c.relay == nil {
-			n--
+		if c.counted == "" {
+			c.because("gateway", errDraining.Error())
+			s.wg.Go(func() { c.wire.Close() }) // may take a second each
+		}
+	}
+}
+
+// inUse returns how many connections users have or wait for, those to the
+// console aside.
+func (s *Server) inUse() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for c := range s.conns {
+		if c.counted != "" && (c.peer == nil || c.relay != nil) {
+			n++
 		}
 	}
 	return n
