@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/sallyport-ssh/sallyport/internal/audit"
@@ -209,9 +210,12 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 	if err := dialer.Adopt(ctx); err != nil {
 		return err
 	}
-	tidying := make(chan struct{})
-	go func() { defer close(tidying); tidy(ctx, dialer, log) }()
-	defer func() { drain(); <-tidying }()
+	var loops sync.WaitGroup // what goes on beside the connections
+	untilEnd, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer func() { drain(); end(); loops.Wait() }()
+	loops.Go(func() { tidy(ctx, dialer, log) })
+	loops.Go(func() { returnMemory(ctx) })
+	loops.Go(func() { reopenOnHangup(untilEnd, events, log) }) // while it drains, too
 	keys := authKeys(cfg, log)
 	server := &gateway.Server{
 		HostKeys:             cfg.HostKeys,
@@ -271,8 +275,6 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 	for _, ln := range listeners {
 		log.Info("listening", "addr", ln.Addr().String())
 	}
-	go returnMemory(ctx)
-	go reopenOnHangup(context.WithoutCancel(ctx), events, log) // while it drains, too
 	err = server.Serve(ctx, listeners...)
 
 	// A start that is interrupted here would have to be begun anew by the next
@@ -297,16 +299,30 @@ func tidy(ctx context.Context, dialer *bastion.Dialer, log *slog.Logger) {
 		case <-ctx.Done():
 			return
 		}
-		err := dialer.Sweep(ctx)
-		for _, profile := range dialer.Profiles {
-			if launcher, ok := profile.Launcher.(*fargate.Launcher); ok {
-				err = errors.Join(err, launcher.SweepGroups(ctx))
+		err := safely(func() error {
+			err := dialer.Sweep(ctx)
+			for _, profile := range dialer.Profiles {
+				if launcher, ok := profile.Launcher.(*fargate.Launcher); ok {
+					err = errors.Join(err, launcher.SweepGroups(ctx))
+				}
 			}
-		}
+			return err
+		})
 		if err != nil && ctx.Err() == nil {
 			log.Error("cannot tidy up everything; trying again in ten minutes", "err", err)
 		}
 	}
+}
+
+// safely calls what, and returns a panic in it as an error: what is done now and
+// then, for nobody in particular, must not end everybody's connections.
+func safely(what func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return what()
 }
 
 // authKeys is by what users get in; log may be nil.

@@ -503,7 +503,7 @@ func (d *Dialer) reach(ctx context.Context, launcher Launcher, owner Owner, task
 		case <-trying.Done():
 		}
 		for trying.Err() == nil {
-			if gone := launcher.Alive(trying, owner, task.ID); errors.Is(gone, ErrGone) {
+			if gone := d.alive(trying, launcher, owner, task.ID); errors.Is(gone, ErrGone) {
 				stop(gone)
 			}
 			sleep(trying, askEvery)
@@ -524,7 +524,7 @@ func (d *Dialer) reach(ctx context.Context, launcher Launcher, owner Owner, task
 		if errors.Is(err, ErrHostKey) {
 			// A task that is dead explains it: its address belongs to somebody
 			// else by now.
-			if gone := launcher.Alive(ctx, owner, task.ID); errors.Is(gone, ErrGone) {
+			if gone := d.alive(ctx, launcher, owner, task.ID); errors.Is(gone, ErrGone) {
 				return nil, gone
 			}
 			d.Log.Error("SOMETHING ELSE ANSWERS IN PLACE OF A BASTION: it shows another host key; not logging in to it",
@@ -540,6 +540,17 @@ func (d *Dialer) reach(ctx context.Context, launcher Launcher, owner Owner, task
 		}
 		sleep(trying, retry) // its end is noticed by the next attempt
 	}
+}
+
+// alive is launcher.Alive, in which a panic is not known either.
+func (d *Dialer) alive(ctx context.Context, launcher Launcher, owner Owner, taskID string) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			d.Log.Error("panic", "in", "alive", "panic", p, "stack", string(debug.Stack()))
+			err = errors.New("asking whether it lives failed")
+		}
+	}()
+	return launcher.Alive(ctx, owner, taskID)
 }
 
 // errRefused says that a bastion is what it should be, and does not let us in.

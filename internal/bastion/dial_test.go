@@ -275,6 +275,23 @@ func TestRefusingForAMoment(t *testing.T) {
 	})
 }
 
+// TestAlivePanics wants a launcher's panic to end neither the process nor the
+// login.
+func TestAlivePanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		d := newDialer(w, &Memory{})
+		first := mustDial(t, d, nil)
+		w.task(0).listens = time.Now().Add(3 * time.Second)
+		asked := 0
+		w.onAlive = func() error { asked++; panic("boom") }
+		if again := mustDial(t, d, nil); again.ID != first.ID || asked == 0 {
+			t.Errorf("first %s, then %s; asked %d times", first.ID, again.ID, asked)
+		}
+	})
+}
+
 func TestLaunchFailures(t *testing.T) {
 	lost := errors.New("connection reset by peer")
 	tests := []struct {

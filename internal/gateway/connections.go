@@ -116,6 +116,7 @@ func (c *conn) describe() Connection {
 
 // disconnect ends the connection and says why.
 func (c *conn) disconnect(why string) {
+	defer c.recover(c.wire)
 	c.log.Info("disconnecting", "user", c.identity.User, "why", why)
 	c.because("gateway", why)
 	// The end of the bastion's connection is how sessions that have no
@@ -126,7 +127,10 @@ func (c *conn) disconnect(why string) {
 		select {
 		case <-c.dial.done:
 			if b := c.dial.conn; b != nil {
-				ended.Go(func() { b.Close() })
+				ended.Go(func() {
+					defer c.recover(c.wire)
+					b.Close()
+				})
 			}
 		default: // it has no session yet
 			c.wire.Close()

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -551,4 +552,121 @@ func TestPanic(t *testing.T) {
 	if out, err := c.run("who"); err != nil {
 		t.Errorf("bob: %q, %v", out, err)
 	}
+}
+
+// TestPanicBeside wants one in what is done beside a connection, for it, to end
+// no other either.
+func TestPanicBeside(t *testing.T) {
+	for _, in := range []string{"recheck", "keepalive", "disconnect"} {
+		t.Run(in, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.srv.Recheck = func(user string, _ ssh.PublicKey, _ netip.Addr, _ time.Time, g auth.Grant) (auth.Grant, error) {
+					if in == "recheck" && user == "alice" {
+						panic("boom")
+					}
+					return g, nil
+				}
+				w.srv.Dial = func(ctx context.Context, id identity.Identity, notify func(bool)) (*bastion.Conn, error) {
+					b, err := w.dial(ctx, id, notify)
+					if err == nil && id.User == "alice" {
+						b.Conn = &bomb{Conn: b.Conn, in: in}
+					}
+					return b, err
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				var loop sync.WaitGroup
+				loop.Go(func() { w.srv.recheckLogins(ctx) })
+				defer loop.Wait()
+				defer cancel()
+
+				alice, err := w.connect(t.Context(), "alice", w.alice)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer alice.Close()
+				bob, err := w.connect(t.Context(), "bob", w.bob)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer bob.Close()
+				if in == "disconnect" {
+					w.srv.Disconnect("Goodbye.", func(c Connection) bool { return c.Identity.User == "alice" })
+				}
+				time.Sleep(time.Minute)
+				if all := w.srv.Connections(); len(all) != 1 || all[0].Identity.User != "bob" {
+					t.Errorf("connections: %v", all)
+				}
+				if out, err := bob.run("who"); err != nil {
+					t.Errorf("bob: %q, %v", out, err)
+				}
+				if !strings.Contains(w.logged(), "boom") {
+					t.Errorf("the log:\n%s", w.logged())
+				}
+			})
+		})
+	}
+}
+
+// A bomb is a bastion's connection that panics, once.
+type bomb struct {
+	ssh.Conn
+	in   string
+	once sync.Once
+}
+
+func (b *bomb) SendRequest(name string, reply bool, payload []byte) (bool, []byte, error) {
+	if b.in == "keepalive" {
+		b.once.Do(func() { panic("boom") })
+	}
+	return b.Conn.SendRequest(name, reply, payload)
+}
+
+func (b *bomb) Close() error {
+	if b.in == "disconnect" {
+		b.once.Do(func() { panic("boom") })
+	}
+	return b.Conn.Close()
+}
+
+// TestKeepaliveEnds wants nobody to be asked any more when ServeConn has returned.
+func TestKeepaliveEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		asked := &counter{}
+		w.srv.Dial = func(ctx context.Context, id identity.Identity, notify func(bool)) (*bastion.Conn, error) {
+			b, err := w.dial(ctx, id, notify)
+			if err == nil {
+				asked.Conn = b.Conn
+				b.Conn = asked
+			}
+			return b, err
+		}
+		near, far := sshtest.Pipe()
+		served := make(chan struct{})
+		go func() { w.srv.ServeConn(t.Context(), far); close(served) }()
+		c, err := loginOn(near, "alice", w.alice)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Second)
+		c.Close()
+		<-served
+		before := asked.n.Load()
+		time.Sleep(time.Minute)
+		if n := asked.n.Load(); before == 0 || n != before {
+			t.Errorf("asked %d times, and %d times after the end", before, n-before)
+		}
+	})
+}
+
+// A counter counts the requests that are sent.
+type counter struct {
+	ssh.Conn
+	n atomic.Int32
+}
+
+func (c *counter) SendRequest(name string, reply bool, payload []byte) (bool, []byte, error) {
+	c.n.Add(1)
+	return c.Conn.SendRequest(name, reply, payload)
 }

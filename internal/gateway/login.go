@@ -317,7 +317,7 @@ func (c *conn) startDial(ctx context.Context, id identity.Identity) *dial {
 		switch {
 		case d.err == nil:
 			c.log.Info("connected", "user", id.User, "task", d.conn.Task.ID, "generation", d.conn.Task.Generation)
-			c.keepAlive(d.conn, "bastion", d.conn.Net)
+			c.keepBastion.start(c, d.conn, "bastion", d.conn.Net)
 		case ctx.Err() != nil: // the client has left, or the gateway is going down
 			d.err = context.Cause(ctx)
 		default:

@@ -66,6 +66,7 @@ func (s *Server) loggedIn() []*conn {
 // recheck ends the connection if its user would not be let in again. Nobody but
 // the goroutine of recheckLogins touches c.holding once c has logged in.
 func (c *conn) recheck() {
+	defer c.recover(c.wire)
 	h := &c.holding
 	if h.ended {
 		return

@@ -5,6 +5,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base32"
@@ -156,6 +157,8 @@ type conn struct {
 	holding holding     // by what it is logged in
 	notices chan string // not nil if it is one to the console; set by login
 
+	keepClient, keepBastion keepalive
+
 	// Set when it has logged in; under Server.mu.
 	peer  ssh.Conn
 	relay *relay.Relay // nil if it is one to the console
@@ -243,6 +246,8 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	}
 	defer admitted.release()
 	c.wire = wire.New(nc)
+	defer c.keepBastion.stop()
+	defer c.keepClient.stop()
 	defer c.wire.Close()
 	if !c.enter() {
 		return
@@ -264,7 +269,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	}
 	c.log.Info("login", "user", c.identity.User, "profile", c.identity.Profile, "key", c.identity.Key,
 		"client", string(client.Conn.ClientVersion()), "ms", time.Since(c.began).Milliseconds())
-	c.keepAlive(client.Conn, "client", c.wire)
+	c.keepClient.start(c, client.Conn, "client", c.wire)
 	if c.isConsole() {
 		c.serveConsole(ctx, client)
 		err := client.Conn.Wait()
@@ -451,61 +456,114 @@ func (s *Server) closeAll() {
 	}
 }
 
-// keepAlive asks a peer that has been silent for ClientAliveInterval whether it
+// A keepalive asks a peer that has been silent for ClientAliveInterval whether it
 // is still there, and closes the connection when nothing at all has come from it
-// for ClientAliveCountMax intervals since. It ends with the connection. nc is
-// the stream under it.
+// for ClientAliveCountMax intervals since.
 //
 // It is a timer, not a goroutine, since a goroutine per connection would be
-// asleep nearly always; one exists only while a question is out.
-func (c *conn) keepAlive(peer ssh.Conn, name string, nc net.Conn) {
-	interval, count := c.ClientAliveInterval, c.ClientAliveCountMax
-	if interval == 0 {
-		interval = 15 * time.Second
-	}
-	if count == 0 {
-		count = 4
-	}
-	heard := func() uint64 {
-		if w, ok := nc.(*wire.Conn); ok {
-			return w.Heard()
-		}
-		return 0
-	}
-	last := heard()
-	time.AfterFunc(interval, func() {
-		if heard() != last {
-			c.keepAlive(peer, name, nc)
-			return
-		}
-		answered := make(chan error, 1)
-		go func() { // ends with the connection, at the latest
-			_, _, err := peer.SendRequest("keepalive@openssh.com", true, nil)
-			answered <- err
-		}()
-		patience := interval * time.Duration(count)
-		for {
-			select {
-			case err := <-answered:
-				if err == nil {
-					c.keepAlive(peer, name, nc)
-				}
-				return
-			case <-time.After(patience):
-				// The answer may be far behind in what a slow link still has
-				// to carry; whoever sends anything is alive.
-				if heard() == last {
-					c.log.Info("no answer to keepalives", "from", name, "for", patience.String())
-					c.because(name, "no answer to keepalives for "+patience.String())
-					peer.Close()
-					return
-				}
-				last = heard()
-			}
-		}
-	})
+// asleep nearly always; two exist while a question is out.
+type keepalive struct {
+	conn *conn
+	peer ssh.Conn
+	name string     // of the peer
+	wire *wire.Conn // the stream under it; nil if there is another
+	last uint64     // what had been heard when it was last looked
+
+	mu     sync.Mutex
+	timer  *time.Timer // nil before start and after stop
+	asking sync.WaitGroup
 }
 
+// start has peer asked from now on, until stop is called. nc is the stream under
+// it.
+func (k *keepalive) start(c *conn, peer ssh.Conn, name string, nc net.Conn) {
+	k.conn, k.peer, k.name = c, peer, name
+	k.wire, _ = nc.(*wire.Conn)
+	k.last = k.heard()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.timer = time.AfterFunc(k.interval(), k.tick)
+}
+
+// stop waits for a question that is out: the peer must have been closed.
+func (k *keepalive) stop() {
+	k.mu.Lock()
+	if k.timer != nil {
+		k.timer.Stop()
+		k.timer = nil
+	}
+	k.mu.Unlock()
+	k.asking.Wait()
+}
+
+func (k *keepalive) interval() time.Duration {
+	return cmp.Or(k.conn.ClientAliveInterval, 15*time.Second)
+}
+
+func (k *keepalive) heard() uint64 {
+	if k.wire == nil {
+		return 0
+	}
+	return k.wire.Heard()
+}
+
+// tick runs in a goroutine of the timer's.
+func (k *keepalive) tick() {
+	k.mu.Lock()
+	if k.timer == nil {
+		k.mu.Unlock()
+		return
+	}
+	k.asking.Add(1)
+	k.mu.Unlock()
+	defer k.asking.Done()
+	defer k.conn.recover(k.conn.wire)
+	if k.heard() == k.last && !k.ask() {
+		return
+	}
+	k.last = k.heard()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.timer != nil {
+		k.timer.Reset(k.interval())
+	}
+}
+
+// ask reports whether the peer is still there.
+func (k *keepalive) ask() bool {
+	answered := make(chan bool, 1)
+	k.asking.Go(func() { // ends with the connection, at the latest
+		ok := false
+		defer func() { answered <- ok }()
+		defer k.conn.recover(k.conn.wire)
+		_, _, err := k.peer.SendRequest("keepalive@openssh.com", true, nil)
+		ok = err == nil
+	})
+	patience := k.interval() * time.Duration(cmp.Or(k.conn.ClientAliveCountMax, 4))
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		select {
+		case ok := <-answered:
+			return ok
+		case <-timer.C:
+			// The answer may be far behind in what a slow link still has
+			// to carry; whoever sends anything is alive.
+			if now := k.heard(); now != k.last {
+				k.last = now
+				timer.Reset(patience)
+				continue
+			}
+			k.conn.log.Info("no answer to keepalives", "from", k.name, "for", patience.String())
+			k.conn.because(k.name, "no answer to keepalives for "+patience.String())
+			k.peer.Close()
+			return false
+		}
+	}
+}
+
+// recover keeps a panic from ending the process, and with it everybody else's
+// connections: it ends this connection instead, whose stream is nc.
 func (c *conn) recover(nc net.Conn) {
 	if p := recover(); p != nil {
 		c.log.Error("panic", "panic", p, "stack", string(debug.Stack()))
