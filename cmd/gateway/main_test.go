@@ -92,6 +92,7 @@ func (w withPrograms) Run() int {
 //	kill9            kills it, as kill -9 does
 //	agents N         waits until N bastions run
 //	killagents       kills all bastions, as kill -9 does
+//	freeze           has all bastions hang, as kill -STOP does
 //	status N CMD     runs CMD, whose exit status must be N
 //	eventually CMD   runs CMD until it succeeds, for a minute
 //	append FILE TEXT adds a line to a file
@@ -166,7 +167,8 @@ func runScripts(t *testing.T, dir string, onFargate bool) {
 			"signal":     inWorld((*world).signal),
 			"kill9":      inWorld((*world).kill9),
 			"agents":     inWorld((*world).agents),
-			"killagents": inWorld((*world).killAgents),
+			"killagents": inWorld(signalAgents(syscall.SIGKILL)),
+			"freeze":     inWorld(signalAgents(syscall.SIGSTOP)),
 			"listen":     inWorld((*world).listen),
 			"attack":     inWorld((*world).attack),
 			"baseline":   inWorld((*world).baseline),
@@ -437,9 +439,11 @@ func (w *world) agents(ts *testscript.TestScript, args []string) {
 	}
 }
 
-func (w *world) killAgents(ts *testscript.TestScript, _ []string) {
-	for _, pid := range w.pids() {
-		ts.Check(syscall.Kill(pid, syscall.SIGKILL))
+func signalAgents(sig syscall.Signal) func(*world, *testscript.TestScript, []string) {
+	return func(w *world, ts *testscript.TestScript, _ []string) {
+		for _, pid := range w.pids() {
+			ts.Check(syscall.Kill(pid, sig))
+		}
 	}
 }
 

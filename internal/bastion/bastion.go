@@ -13,9 +13,8 @@
 //
 // Not this package: the agent in it does, some time after its last connection.
 // A bastion that is found dead is forgotten here, and the next login starts
-// another. The exceptions are one that was just started and that nobody can log
-// in to, since the next attempt would be given it again, and one that somebody
-// wants stopped.
+// another. The exceptions are one that nobody can log in to, since the next attempt
+// would be given it again, and one that somebody wants stopped.
 package bastion
 
 import (
@@ -68,6 +67,9 @@ var (
 	ErrNoProfile = errors.New("no such profile")
 	// ErrTimeout says that a bastion did not become reachable in time.
 	ErrTimeout = errors.New("bastion did not start in time")
+	// ErrNoAnswer says that a bastion runs, as far as is known, and does not
+	// answer.
+	ErrNoAnswer = errors.New("bastion does not answer")
 	// ErrHostKey says that something which is not the bastion answers at its
 	// address.
 	ErrHostKey = errors.New("bastion has the wrong host key")

@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -26,9 +27,10 @@ const (
 	// handshake and login.
 	handshakeTimeout = 10 * time.Second
 
-	// patience is how long a bastion that is said to run may refuse
-	// connections. An agent closes its listener before it exits, and ECS says
-	// RUNNING for some seconds longer.
+	// patience is how long a bastion that is said to run may leave connections
+	// unanswered. An agent closes its listener before it exits, and ECS says
+	// RUNNING for some seconds longer. It is also longer than an agent leaves a
+	// connection that it serves without a sign of life.
 	patience = 30 * time.Second
 
 	// lease is how long others leave a launch alone. It is shorter than a slow
@@ -84,6 +86,8 @@ type Dialer struct {
 	mu     sync.Mutex
 	boots  map[Owner]*boot        // the starts under way in this process
 	starts map[string][]time.Time // of late, by user; see StartsPerUser
+	// conns are the connections to each task, by its ID.
+	conns map[string]map[*Conn]struct{}
 }
 
 // A Conn is a logged-in connection to a bastion. The owner of the Conn must
@@ -99,6 +103,49 @@ type Conn struct {
 	Task  Task // with the host key it has shown
 	// Started says that this Dial has started it.
 	Started bool
+
+	dialer *Dialer // that remembers it; nil if none does
+}
+
+// Close implements [ssh.Conn].
+func (c *Conn) Close() error {
+	if d := c.dialer; d != nil {
+		d.mu.Lock()
+		delete(d.conns[c.Task.ID], c)
+		if len(d.conns[c.Task.ID]) == 0 {
+			delete(d.conns, c.Task.ID)
+		}
+		d.mu.Unlock()
+	}
+	return c.Conn.Close()
+}
+
+// remember has c counted among the connections to its task until it is closed.
+func (d *Dialer) remember(c *Conn) {
+	c.dialer = d
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.conns == nil {
+		d.conns = map[string]map[*Conn]struct{}{}
+	}
+	if d.conns[c.Task.ID] == nil {
+		d.conns[c.Task.ID] = map[*Conn]struct{}{}
+	}
+	d.conns[c.Task.ID][c] = struct{}{}
+}
+
+// heard returns how often something has been read on each connection to a task.
+func (d *Dialer) heard(taskID string) map[*Conn]uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	heard := map[*Conn]uint64{}
+	for c := range d.conns[taskID] {
+		heard[c] = 0
+		if stream, ok := c.Net.(interface{ Heard() uint64 }); ok {
+			heard[c] = stream.Heard()
+		}
+	}
+	return heard
 }
 
 // Dial connects id to the bastion of its user and profile, and starts one if
@@ -111,8 +158,12 @@ type Conn struct {
 // already, or if the bastion does not answer at once. It is called on the
 // goroutine of the caller.
 //
+// A bastion that does not answer any more, although it is said to run, is stopped
+// after half a minute, and another is started; but not while others are connected
+// to it through this Dialer and hear from it.
+//
 // Errors wrap [ErrNoProfile], [ErrTooMany], a [TooOftenError], one of those that say why a bastion cannot start,
-// [ErrHostKey], [ErrGone] (three bastions in a row died at once), or the
+// [ErrHostKey], [ErrNoAnswer], [ErrGone] (three bastions in a row died at once), or the
 // context's cause.
 func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(starting bool)) (*Conn, error) {
 	owner := Owner{User: id.User, Profile: id.Profile}
@@ -148,6 +199,7 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 			}
 		}
 
+		before := d.heard(entry.Task.ID)
 		conn, err := d.reach(ctx, profile.Launcher, owner, entry.Task, id, patience, func() { wait(false) })
 		if err == nil && entry.Task.HostKey == nil {
 			if _, err = d.record(ctx, owner, entry, conn.Task); err != nil {
@@ -157,6 +209,7 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 		switch {
 		case err == nil:
 			conn.Started = started
+			d.remember(conn)
 			return conn, nil
 		case errors.Is(err, ErrConflict):
 			last = err // another task has taken this one's place meanwhile
@@ -166,6 +219,14 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 			// again.
 			return nil, fmt.Errorf("connecting to the bastion of %s: %w", owner,
 				errors.Join(err, d.abandon(ctx, profile.Launcher, owner, entry, "something else answered in its place")))
+		case errors.Is(err, ErrNoAnswer) && !d.heardSince(entry.Task.ID, before) &&
+			d.alive(ctx, profile.Launcher, owner, entry.Task.ID) == nil:
+			last = err
+			d.Log.Warn("stopping a bastion that does not answer", "owner", owner, "task", entry.Task.ID, "err", err)
+			if err := d.abandon(ctx, profile.Launcher, owner, entry, "it does not answer"); err != nil {
+				return nil, fmt.Errorf("connecting to the bastion of %s: %w; %w", owner, last, err)
+			}
+			continue
 		case !errors.Is(err, ErrGone):
 			return nil, fmt.Errorf("connecting to the bastion of %s: %w", owner, err)
 		}
@@ -216,18 +277,30 @@ func (d *Dialer) room(ctx context.Context, owner Owner, most int) error {
 	return nil
 }
 
-// abandon stops the task of entry and forgets it.
+// heardSince reports whether something has come from the task, on any connection
+// to it, since heard returned what is given.
+func (d *Dialer) heardSince(taskID string, before map[*Conn]uint64) bool {
+	for c, now := range d.heard(taskID) {
+		if then, known := before[c]; !known || now != then {
+			return true
+		}
+	}
+	return false
+}
+
+// abandon stops the task of entry and forgets it, unless somebody has gone on
+// already.
 func (d *Dialer) abandon(ctx context.Context, launcher Launcher, owner Owner, entry Entry, why string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyTimeout)
 	defer cancel()
-	if err := d.stop(ctx, launcher, owner, entry.Task, why); err != nil {
+	err := d.halt(ctx, launcher, owner, entry, []Task{entry.Task}, why)
+	if errors.Is(err, ErrConflict) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("stopping it: %w", err)
 	}
-	_, err := d.swap(ctx, owner, entry, Entry{Generation: entry.Generation, State: Idle})
-	if errors.Is(err, ErrConflict) {
-		return nil // somebody has gone on already
-	}
-	return err
+	return nil
 }
 
 // A boot is the start of one bastion, for all who wait for it in this process.
@@ -531,8 +604,14 @@ func (d *Dialer) reach(ctx context.Context, launcher Launcher, owner Owner, task
 				"owner", owner, "task", task.ID, "addr", task.Addr, "err", err)
 			return nil, err
 		}
-		if errors.Is(err, errRefused) || time.Now().After(until) {
+		if errors.Is(err, errRefused) {
 			return nil, err
+		}
+		if time.Now().After(until) {
+			if ours(err) {
+				return nil, err
+			}
+			return nil, fmt.Errorf("%w: %w", ErrNoAnswer, err)
 		}
 		if first {
 			close(silent)
@@ -551,6 +630,17 @@ func (d *Dialer) alive(ctx context.Context, launcher Launcher, owner Owner, task
 		}
 	}()
 	return launcher.Alive(ctx, owner, taskID)
+}
+
+// ours reports whether it is for want of something on this machine that a
+// connection could not be made.
+func ours(err error) bool {
+	for _, want := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.ENETUNREACH} {
+		if errors.Is(err, want) {
+			return true
+		}
+	}
+	return false
 }
 
 // errRefused says that a bastion is what it should be, and does not let us in.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -288,6 +289,133 @@ func TestAlivePanics(t *testing.T) {
 		w.onAlive = func() error { asked++; panic("boom") }
 		if again := mustDial(t, d, nil); again.ID != first.ID || asked == 0 {
 			t.Errorf("first %s, then %s; asked %d times", first.ID, again.ID, asked)
+		}
+	})
+}
+
+// TestHangs: a bastion that is said to run and does not answer is replaced, unless
+// it is of use to somebody, or the fault may be ours.
+func TestHangs(t *testing.T) {
+	tests := []struct {
+		name string
+		// hang has the first task answer no new connections; other is one
+		// that exists.
+		hang    func(w *world, d *Dialer, other *Conn)
+		wantErr error // nil if it is replaced
+	}{
+		{"nobody is in it", func(w *world, _ *Dialer, other *Conn) {
+			other.hangUp()
+			w.task(0).mute = true
+		}, nil},
+		{"nobody hears from it", func(w *world, _ *Dialer, other *Conn) {
+			w.task(0).mute = true
+		}, nil},
+		{"refuses", func(w *world, _ *Dialer, other *Conn) {
+			w.task(0).listens = time.Now().Add(time.Hour)
+		}, nil},
+		{"another hears from it", func(w *world, _ *Dialer, other *Conn) {
+			w.task(0).mute = true
+			time.AfterFunc(20*time.Second, func() { other.SendRequest("ping", true, nil) })
+		}, ErrNoAnswer},
+		{"it is not known whether it runs", func(w *world, _ *Dialer, other *Conn) {
+			w.task(0).mute = true
+			w.onAlive = func() error { return errors.New("not known") }
+		}, ErrNoAnswer},
+		{"too many open files", func(w *world, _ *Dialer, other *Conn) {
+			w.onDial = func(*fakeTask) error { return syscall.EMFILE }
+		}, syscall.EMFILE},
+		{"another gateway has replaced it", func(w *world, d *Dialer, other *Conn) {
+			w.task(0).mute = true
+			time.AfterFunc(20*time.Second, func() {
+				if _, err := newDialer(w, d.Ledger).Stop(w.t.Context(), other.Owner, "test"); err != nil {
+					w.t.Error(err)
+				}
+			})
+		}, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				defer w.end()
+				d := newDialer(w, &Memory{})
+				d.WrapConn = func(nc net.Conn) net.Conn { return &hearing{Conn: nc} }
+				other, err := d.Dial(t.Context(), alice, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer other.hangUp()
+				time.Sleep(time.Minute)
+				tt.hang(w, d, other)
+				began := time.Now()
+				conn, err := d.Dial(t.Context(), alice, nil)
+				took := time.Since(began)
+				_, _, live := w.counts()
+				if live != 1 {
+					t.Errorf("%d live tasks", live)
+				}
+				if tt.wantErr != nil {
+					if !errors.Is(err, tt.wantErr) || took < patience || took > patience+handshakeTimeout+time.Second {
+						t.Errorf("got %v after %v", err, took)
+					}
+					if w.stops > 0 {
+						t.Error("it was stopped")
+					}
+					return
+				}
+				if err != nil {
+					t.Fatalf("got %v after %v", err, took)
+				}
+				defer conn.hangUp()
+				if conn.Task.Generation != 2 || w.stops != 1 {
+					t.Errorf("generation %d, %d stops", conn.Task.Generation, w.stops)
+				}
+			})
+		})
+	}
+}
+
+// A hearing counts reads.
+type hearing struct {
+	net.Conn
+	n atomic.Uint64
+}
+
+func (h *hearing) Read(p []byte) (int, error) {
+	n, err := h.Conn.Read(p)
+	h.n.Add(1)
+	return n, err
+}
+
+func (h *hearing) Heard() uint64 { return h.n.Load() }
+
+// TestHangsForMany: those who wait for it together replace it once.
+func TestHangsForMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		ledger := &Memory{}
+		gateways := []*Dialer{newDialer(w, ledger), newDialer(w, ledger)}
+		mustDial(t, gateways[0], nil)
+		w.task(0).mute = true
+		w.onStop = func() error { time.Sleep(10 * time.Second); return nil }
+		var wg sync.WaitGroup
+		for i := range 10 {
+			wg.Go(func() {
+				conn, err := gateways[i%2].Dial(t.Context(), alice, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				conn.hangUp()
+				if conn.Task.Generation != 2 {
+					t.Errorf("generation %d", conn.Task.Generation)
+				}
+			})
+		}
+		wg.Wait()
+		if _, tasks, _ := w.counts(); tasks != 2 || w.stops != 1 {
+			t.Errorf("%d tasks, %d stops", tasks, w.stops)
 		}
 	})
 }

@@ -109,29 +109,40 @@ func (d *Dialer) end(ctx context.Context, owner Owner, why string) (Entry, error
 		return Entry{}, ErrGone
 	}
 
+	if err := d.halt(ctx, profile.Launcher, owner, entry, tasks, why); errors.Is(err, ErrConflict) {
+		return Entry{}, fmt.Errorf("%w: %w", ErrStarting, err)
+	} else if err != nil {
+		return Entry{}, err
+	}
+	entry.Task = tasks[0]
+	return entry, nil
+}
+
+// halt stops tasks, which are those of entry, and forgets them. If the ledger has
+// gone on from entry it does nothing, and the error wraps ErrConflict.
+func (d *Dialer) halt(ctx context.Context, launcher Launcher, owner Owner, entry Entry, tasks []Task, why string) error {
 	// Whoever comes now must neither be led to it nor start another beside it:
 	// to others this looks like a start under way. If this process dies here,
 	// the lease runs out, and the same generation is launched again: that is
 	// this task, if it still runs.
 	hold := Entry{Generation: entry.Generation, State: Starting, Since: time.Now(), Lease: time.Now().Add(tidyTimeout)}
 	held, err := d.swap(ctx, owner, entry, hold)
-	if errors.Is(err, ErrConflict) {
-		return Entry{}, fmt.Errorf("%w: %w", ErrStarting, err)
-	} else if err != nil {
-		return Entry{}, err
+	if err != nil {
+		return err
 	}
 	for _, task := range tasks {
-		if err := d.stop(ctx, profile.Launcher, owner, task, why); err != nil {
-			_, backErr := d.swap(ctx, owner, held, entry)
-			return Entry{}, errors.Join(err, backErr)
+		if err := d.stop(ctx, launcher, owner, task, why); err != nil {
+			if _, backErr := d.swap(ctx, owner, held, entry); backErr != nil {
+				d.Log.Warn("cannot write down that a bastion was not stopped", "owner", owner, "err", backErr)
+			}
+			return err
 		}
 	}
 	if err := d.forget(ctx, owner, held, tasks); err != nil {
 		// The lease runs out by itself.
 		d.Log.Warn("cannot write down that a bastion was stopped", "owner", owner, "err", err)
 	}
-	entry.Task = tasks[0]
-	return entry, nil
+	return nil
 }
 
 // launched returns the owner's tasks of a generation, or a later one, that run.

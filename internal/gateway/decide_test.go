@@ -35,6 +35,8 @@ func TestUserMessage(t *testing.T) {
 		want string
 	}{
 		{fmt.Errorf("x: %w", bastion.ErrTimeout), "did not start in time"},
+		{fmt.Errorf("x: %w", bastion.ErrNoAnswer), "does not answer at the moment. Please try again; if that does not help, end it on your console"},
+		{fmt.Errorf("x: %w: %w", bastion.ErrTimeout, bastion.ErrNoAnswer), "did not start in time"},
 		{fmt.Errorf("x: %w", bastion.ErrNoAccount), "no account for you"},
 		{fmt.Errorf("x: %w", bastion.ErrNoProfile), "no bastion of that name"},
 		{errTooManyConnections, "too many connections"},

@@ -69,6 +69,8 @@ func userMessage(err error, ref string) string {
 		return withRef("The gateway's settings for this bastion do not work. Please tell your administrator.", ref)
 	case errors.Is(err, bastion.ErrTimeout):
 		return withRef("Your bastion did not start in time. Please try again; if it happens twice, tell your administrator.", ref)
+	case errors.Is(err, bastion.ErrNoAnswer):
+		return withRef("Your bastion does not answer at the moment. Please try again; if that does not help, end it on your console, with the command stop (as in: ssh -t alice+ctl@gateway stop), and connect again to get a new one.", ref)
 	case errors.Is(err, bastion.ErrNoAccount):
 		return withRef("There is no account for you on the machine that runs the bastions. Please tell your administrator.", ref)
 	case errors.Is(err, errDraining):
