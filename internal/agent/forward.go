@@ -208,7 +208,7 @@ func (l *listener) close() {
 }
 
 // serve opens a channel to the client for each connection to l, until that is
-// closed. open says which type of channel.
+// closed. open says which type of channel; none closes the connection.
 func (c *conn) serve(l *listener, open func(net.Conn) (kind string, payload []byte)) {
 	for _, sock := range l.socks {
 		c.spawn("listener", func() {
@@ -229,6 +229,10 @@ func (c *conn) serve(l *listener, open func(net.Conn) (kind string, payload []by
 				c.spawn("forward", func() {
 					defer c.freeSlot()
 					kind, payload := open(nc)
+					if kind == "" {
+						nc.Close()
+						return
+					}
 					ch, reqs, err := c.ssh.OpenChannel(kind, payload)
 					if err != nil {
 						nc.Close()
@@ -309,10 +313,29 @@ func listenLoopback(host string, port uint32) (*listener, uint32, error) {
 	if host == "127.0.0.1" || host == "::1" {
 		addrs = []string{host}
 	}
+	if port != 0 {
+		return listenAll(addrs, port, net.Listen)
+	}
+	return listenAny(addrs, net.Listen)
+}
+
+// listenAny listens on a port that is free on all addresses: the kernel chooses
+// one that is on the first.
+func listenAny(addrs []string, listen func(network, addr string) (net.Listener, error)) (l *listener, port uint32, err error) {
+	const attempts = 20
+	for range attempts {
+		if l, port, err = listenAll(addrs, 0, listen); !errors.Is(err, syscall.EADDRINUSE) {
+			break
+		}
+	}
+	return l, port, err
+}
+
+func listenAll(addrs []string, port uint32, listen func(network, addr string) (net.Listener, error)) (*listener, uint32, error) {
 	l := &listener{}
 	var firstErr error
 	for _, addr := range addrs {
-		sock, err := net.Listen("tcp", net.JoinHostPort(addr, strconv.Itoa(int(port))))
+		sock, err := listen("tcp", net.JoinHostPort(addr, strconv.Itoa(int(port))))
 		if errors.Is(err, syscall.EADDRINUSE) {
 			l.close()
 			return nil, 0, err

@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -352,6 +355,85 @@ func TestAgentWithOpenSSH(t *testing.T) {
 	want, _, _ := run(t, "", "ssh-add", "-L")
 	if got, errs, _ := run(t, "", "ssh", "-F", config, "-A", "bastion", "ssh-add -L"); got != want {
 		t.Errorf("got %q, %q\nwant %q", got, errs, want)
+	}
+}
+
+// TestListenAny: a port that is taken on one of the addresses is not the last one
+// tried.
+func TestListenAny(t *testing.T) {
+	taken := 3
+	listen := func(network, addr string) (net.Listener, error) {
+		if host, port, _ := net.SplitHostPort(addr); host == "::1" {
+			if taken--; taken >= 0 {
+				return nil, &net.OpError{Op: "listen", Err: syscall.EADDRINUSE}
+			}
+			addr = net.JoinHostPort("127.0.0.2", port) // there may be no IPv6
+		}
+		return net.Listen(network, addr)
+	}
+	l, port, err := listenAny([]string{"127.0.0.1", "::1"}, listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	if len(l.socks) != 2 || port == 0 {
+		t.Errorf("%d listeners, port %d", len(l.socks), port)
+	}
+	taken = 1000
+	if _, _, err := listenAny([]string{"127.0.0.1", "::1"}, listen); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("when all are taken: %v", err)
+	}
+}
+
+// TestX11SingleConnection: connections that come at the same moment as the only
+// one that may are not served.
+func TestX11SingleConnection(t *testing.T) {
+	b := start(t, nil)
+	for range 20 {
+		c := b.dial(alice())
+		var opened atomic.Int32
+		var serving sync.WaitGroup
+		serving.Go(func() {
+			for nc := range c.HandleChannelOpen("x11") {
+				opened.Add(1)
+				nc.Reject(ssh.Prohibited, "")
+			}
+		})
+		s, err := c.NewSession()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ok, err := s.SendRequest("x11-req", true, ssh.Marshal(x11Request{true, "MIT-MAGIC-COOKIE-1", "00112233445566778899aabbccddeeff", 0}))
+		if !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		out, err := s.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.StdinPipe() // stays open, and cat with it
+		if err := s.Start("echo $DISPLAY; cat"); err != nil {
+			t.Fatal(err)
+		}
+		var display int
+		if _, err := fmt.Fscanf(out, "localhost:%d.0\n", &display); err != nil {
+			t.Fatal(err)
+		}
+		var dials sync.WaitGroup
+		for range 8 {
+			dials.Go(func() {
+				if conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", x11Port+display)); err == nil {
+					io.Copy(io.Discard, conn) // until it is closed
+					conn.Close()
+				}
+			})
+		}
+		dials.Wait()
+		c.Close()
+		serving.Wait()
+		if n := opened.Load(); n != 1 {
+			t.Fatalf("%d connections were served", n)
+		}
 	}
 }
 

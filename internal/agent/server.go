@@ -296,7 +296,12 @@ func (s *Server) identify(key ssh.PublicKey) (identity.Identity, error) {
 // login does the handshake. The connection it returns counts as use of the
 // bastion until leave is called with it.
 func (s *Server) login(nc net.Conn) (*conn, error) {
-	promised := false
+	promised, entered := false, false
+	defer func() { // also if package ssh panics
+		if promised && !entered {
+			s.leave(nil)
+		}
+	}()
 	config := s.config(func() error {
 		if !promised && !s.promise() {
 			return errEnding
@@ -308,15 +313,11 @@ func (s *Server) login(nc net.Conn) (*conn, error) {
 	stream := wire.New(nc)
 	sc, chans, reqs, err := ssh.NewServerConn(stream, config)
 	if err != nil {
-		if promised {
-			s.leave(nil)
-		}
 		return nil, err
 	}
 	nc.SetDeadline(time.Time{})
 	c := newConn(s, stream, sc, chans, reqs)
-	if !s.enter(c) {
-		s.leave(nil)
+	if entered = s.enter(c); !entered {
 		sc.Close()
 		// Package ssh has goroutines that end only when these are drained.
 		go ssh.DiscardRequests(reqs)

@@ -204,6 +204,52 @@ func TestPanic(t *testing.T) {
 	}
 }
 
+// TestPanicInLogin: a login that was promised to be let in and ended in a panic is
+// no use of the bastion.
+func TestPanicInLogin(t *testing.T) {
+	s, fleet := newServer(t)
+	near, far := net.Pipe()
+	defer near.Close()
+	signer, err := sshca.Sign(fleet, alice(), principal, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var client sync.WaitGroup
+	defer client.Wait()
+	client.Go(func() {
+		ssh.NewClientConn(buffered(near), "", &ssh.ClientConfig{
+			User: "alice", Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(),
+		})
+		near.Close()
+	})
+	panicked := func() (p any) {
+		defer far.Close()
+		defer func() { p = recover() }()
+		s.login(&breaking{Conn: buffered(far), s: s})
+		return nil
+	}()
+	if panicked != "boom" || s.entering != 0 {
+		t.Errorf("it ended with %v; %d logins are still promised to be let in", panicked, s.entering)
+	}
+}
+
+// A breaking connection panics when something is written to it after a login has
+// been promised to be let in.
+type breaking struct {
+	net.Conn
+	s *Server
+}
+
+func (b *breaking) Write(p []byte) (int, error) {
+	b.s.mu.Lock()
+	promised := b.s.entering > 0
+	b.s.mu.Unlock()
+	if promised {
+		panic("boom")
+	}
+	return b.Conn.Write(p)
+}
+
 // TestStop: when the agent is told to stop, terminals are told why, processes
 // hang up, and clients learn how they ended.
 func TestStop(t *testing.T) {

@@ -47,8 +47,13 @@ func (s *session) requestX11(payload []byte) bool {
 		s.x11 = &x11{listener: l, number: n, screen: r.Screen, protocol: r.Protocol, cookie: r.Cookie}
 		var one sync.Once
 		s.c.serve(l, func(nc net.Conn) (string, []byte) {
+			first := false
+			one.Do(func() { first = true })
+			if r.SingleConnection && !first {
+				return "", nil // it had been accepted before the listener was closed
+			}
 			if r.SingleConnection {
-				one.Do(l.close)
+				l.close()
 			}
 			origin := addrPort(nc.RemoteAddr())
 			return "x11", ssh.Marshal(tcpAddr{origin.Addr().String(), uint32(origin.Port())})
