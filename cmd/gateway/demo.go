@@ -14,6 +14,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -50,8 +51,11 @@ func (d *demoCmd) Run(ctx context.Context, s streams) error {
 	}
 
 	ln, err := net.Listen("tcp", d.Listen)
-	if err != nil {
+	if errors.Is(err, syscall.EADDRINUSE) {
 		return fmt.Errorf("%w (another one running? choose another port with --listen)", err)
+	}
+	if err != nil {
+		return err
 	}
 	if err := demo.writeClientFiles(ln.Addr().(*net.TCPAddr)); err != nil {
 		ln.Close()

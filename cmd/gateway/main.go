@@ -20,6 +20,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal does what it does to any program
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
@@ -27,7 +28,7 @@ func main() {
 
 // commandLine is what the gateway can be asked to do.
 type commandLine struct {
-	Serve   serveCmd   `cmd:"" help:"Run a gateway."`
+	Serve   serveCmd   `cmd:"" help:"Run a gateway. SIGTERM or SIGINT has it drain and end, a second one ends it at once."`
 	Check   checkCmd   `cmd:"" help:"Say all that is wrong with a configuration, without starting anything."`
 	Demo    demoCmd    `cmd:"" help:"Run a gateway for yourself on this machine, without any configuration."`
 	Play    playCmd    `cmd:"" help:"Play the recording of a session."`

@@ -208,7 +208,7 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 		Event:    func(e bastion.Event) { events.Write(bastionEvent(e)) },
 	}
 	if err := dialer.Adopt(ctx); err != nil {
-		return err
+		log.Error("cannot adopt all bastions that run; trying again soon", "err", err)
 	}
 	var loops sync.WaitGroup // what goes on beside the connections
 	untilEnd, end := context.WithCancel(context.WithoutCancel(ctx))
