@@ -36,6 +36,7 @@ const attackTime = 3 * time.Minute
 //	channels     opens 10,000 channels
 //	requests     sends 10,000 requests on one channel and waits for no reply
 //	unread       starts output that it does not read, and a second session
+//	tiny         fills the memory with packets of one byte to commands that do not read, until it is cut off
 //	signal       sends signals and a break
 //	terminals    asks for a terminal twice, the second time to be refused, and then for a shell
 //
@@ -62,6 +63,7 @@ func (w *world) attack(ts *testscript.TestScript, args []string) {
 		"channels":   a.channels,
 		"requests":   a.requests,
 		"unread":     a.unread,
+		"tiny":       a.tiny,
 		"signal":     a.signal,
 		"terminals":  a.terminals,
 	}
@@ -442,6 +444,41 @@ func (a *attacker) unread() error {
 		out, err := session.Output("echo works")
 		if err != nil || string(out) != "works\n" {
 			return fmt.Errorf("beside sessions that are not read: %q, %v", out, err)
+		}
+	}
+	return a.works()
+}
+
+// tiny sends what nobody reads, at first so much that it fills the bastion, and
+// then in packets of a byte, which stay in the gateway.
+func (a *attacker) tiny() error {
+	client, err := a.login()
+	if err != nil {
+		return err
+	}
+	var told [4][]byte
+	var all sync.WaitGroup
+	for i := range told {
+		ch, reqs, err := client.OpenChannel("session", nil)
+		if err != nil {
+			return err
+		}
+		go ssh.DiscardRequests(reqs) // ends with the channel
+		if _, err := ch.SendRequest("exec", true, ssh.Marshal(struct{ Command string }{"sleep 1000"})); err != nil {
+			return err
+		}
+		all.Go(func() { told[i], _ = io.ReadAll(ch.Stderr()) })
+		all.Go(func() {
+			_, err := ch.Write(make([]byte, 2400<<10))
+			for err == nil {
+				_, err = ch.Write([]byte{0})
+			}
+		})
+	}
+	all.Wait()
+	for _, text := range told {
+		if !strings.Contains(string(text), "The gateway was short of memory") {
+			return fmt.Errorf("a session was told %q", text)
 		}
 	}
 	return a.works()

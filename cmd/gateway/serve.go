@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -230,6 +231,7 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 		MaxAuthTries:         cfg.MaxAuthTries,
 		MaxSessions:          cfg.MaxSessions,
 		MaxConnections:       cfg.MaxConnectionsPerUser,
+		MaxMemory:            cmp.Or(cfg.MaxMemory, memoryBudget()) + ballastSize,
 		ClientAliveInterval:  cfg.ClientAliveInterval,
 		ClientAliveCountMax:  cfg.ClientAliveCountMax,
 		Drain:                cfg.Drain,

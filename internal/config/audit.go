@@ -141,6 +141,14 @@ func (v value) record() identity.Record {
 	return identity.RecordNone
 }
 
+// sizeOrAuto reads a size, or "auto", which is 0.
+func (v value) sizeOrAuto(least, most int64) int64 {
+	if v.is("auto") {
+		return 0
+	}
+	return v.size(least, most)
+}
+
 // size reads a number of bytes, with a suffix as sshd's RekeyLimit has it.
 func (v value) size(least, most int64) int64 {
 	s, ok := v.text()

@@ -68,6 +68,10 @@ type Gateway struct {
 	// StartsPerUser is how often the bastions of one user may be started; in
 	// the file as 30/1h, which is the default, or "none".
 	StartsPerUser StartRate
+	// MaxMemory is how many bytes the gateway may hold for its connections
+	// before it closes those that hold most. At least 64M; 0, which is the
+	// default and written "auto", means that it is found out when it starts.
+	MaxMemory int64
 	// ClientAliveInterval is how long a client may be silent before it is
 	// asked whether it is there. At least 1s; default 15s.
 	ClientAliveInterval time.Duration

@@ -302,6 +302,7 @@ func TestMistakes(t *testing.T) {
 		{"client_alive_interval: 10ms", `g.yaml:1: client_alive_interval: "10ms" is too short; the least is 1s`},
 		{"max_sessions: 0", `g.yaml:1: max_sessions: "0" is not a whole number from 1 to 10000`},
 		{"max_auth_tries: six", `g.yaml:1: max_auth_tries: "six" is not a whole number from 1 to 100`},
+		{"max_memory: 10M", `g.yaml:1: max_memory: "10M" is not a size from 67108864 to 1099511627776 bytes; write it like 100M`},
 		{"max_connections_per_user: 1e3", `g.yaml:1: max_connections_per_user: "1e3" is not a whole number from 1 to 1000000`},
 		{"client_alive_count_max: 0", `g.yaml:1: client_alive_count_max: "0" is not a whole number from 1 to 1000`},
 		{"per_source_max_startups: 0", `g.yaml:1: per_source_max_startups: "0" is not a whole number from 1 to 1000000`},

@@ -91,6 +91,7 @@ func parse(data []byte, file, dir string) (*Gateway, error) {
 		"max_auth_tries":           func(v value) { g.MaxAuthTries = v.integer(1, 100) },
 		"max_sessions":             func(v value) { g.MaxSessions = v.integer(1, 10_000) },
 		"max_connections_per_user": func(v value) { g.MaxConnectionsPerUser = v.integer(1, 1_000_000) },
+		"max_memory":               func(v value) { g.MaxMemory = v.sizeOrAuto(64<<20, 1<<40) },
 		"client_alive_interval":    func(v value) { g.ClientAliveInterval = v.duration(time.Second) },
 		"client_alive_count_max":   func(v value) { g.ClientAliveCountMax = v.integer(1, 1000) },
 		"drain":                    func(v value) { g.Drain = v.duration(0) },

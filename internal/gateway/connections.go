@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 	"github.com/sallyport-ssh/sallyport/internal/relay"
 )
@@ -104,14 +105,21 @@ func (c *conn) describe() Connection {
 		return d
 	}
 	d.Channels, d.FromClient, d.ToClient = c.relay.Channels()
-	select {
-	case <-c.dial.done:
-		if b := c.dial.conn; b != nil {
-			d.Task, d.Generation = b.Task.ID, b.Task.Generation
-		}
-	default:
+	if b := c.bastion(); b != nil {
+		d.Task, d.Generation = b.Task.ID, b.Task.Generation
 	}
 	return d
+}
+
+// bastion returns the connection to the bastion of a user who has logged in; nil
+// if there is none yet, or never will be.
+func (c *conn) bastion() *bastion.Conn {
+	select {
+	case <-c.dial.done:
+		return c.dial.conn
+	default:
+		return nil
+	}
 }
 
 // disconnect ends the connection and says why.

@@ -110,6 +110,11 @@ func recordingLostMessage(ref string) string {
 	return withRef("This session can no longer be recorded, so it ends. Please tell your administrator.", ref)
 }
 
+// memoryMessage is for a connection that holds more than the gateway can bear.
+func memoryMessage(ref string) string {
+	return withRef("The gateway was short of memory, and much of it was held by what was sent on this connection and not read at the other end, so it ends. Connect again; if you do not know why, ask your administrator.", ref)
+}
+
 func drainMessage(drain time.Duration) string {
 	return fmt.Sprintf("The gateway is going down for maintenance; this connection ends in %s at the latest. Your bastion stays: finish what you type, then connect again.", drain.Round(time.Second))
 }

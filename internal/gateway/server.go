@@ -87,6 +87,10 @@ type Server struct {
 	// and MaxConnections how many connections one user. Zero means ten, and
 	// no bound.
 	MaxSessions, MaxConnections int
+	// MaxMemory is how many bytes of the heap may be in use before connections
+	// are closed whose peers have sent much that the other side does not read.
+	// Zero is no bound.
+	MaxMemory int64
 	// ClientAliveInterval is how often a client is asked whether it is still
 	// there, and ClientAliveCountMax how many unanswered questions end the
 	// connection. Zero means 15 s and 4. Bastions are asked the same way.
@@ -127,6 +131,9 @@ type Server struct {
 	draining, closing bool
 
 	wg sync.WaitGroup // connections, and what closes them
+
+	heap   func() int64 // in place of the real one, in tests
+	scarce time.Time    // when it was last logged that nobody holds memory
 }
 
 // A SecondFactor knows which users must give a code beside their key, and which
@@ -159,6 +166,10 @@ type conn struct {
 
 	keepClient, keepBastion keepalive
 
+	// For guardMemory; unread is the sum of the others.
+	fromClientHeld, fromBastionHeld held
+	unread                          int64
+
 	// Set when it has logged in; under Server.mu.
 	peer  ssh.Conn
 	relay *relay.Relay // nil if it is one to the console
@@ -185,6 +196,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	var tasks sync.WaitGroup
 	tasks.Go(func() { s.recheckLogins(tasksCtx) })
 	tasks.Go(func() { s.tellRefusals(tasksCtx) })
+	tasks.Go(func() { s.guardMemory(tasksCtx) })
 	err := accepting.Wait()
 	if ctx.Err() != nil {
 		err = nil
@@ -566,12 +578,17 @@ func (k *keepalive) ask() bool {
 // connections: it ends this connection instead, whose stream is nc.
 func (c *conn) recover(nc net.Conn) {
 	if p := recover(); p != nil {
-		c.log.Error("panic", "panic", p, "stack", string(debug.Stack()))
+		logPanic(c.log, p)
 		if c.holding.key == nil {
 			c.addPenalty(c.PerSourcePenalties.Crash, "caused a panic")
 		}
 		nc.Close()
 	}
+}
+
+// logPanic is to be called where p was recovered.
+func logPanic(log *slog.Logger, p any) {
+	log.Error("panic", "panic", p, "stack", string(debug.Stack()))
 }
 
 // refuse says something before the identification string, as RFC 4253, section

@@ -132,6 +132,7 @@ type flow struct {
 
 	queue   requests
 	streams atomic.Int32 // data and stderr, as far as they have not ended
+	idle    atomic.Int32 // those of them that wait for from to send something
 	// What hands over what from has sent: requests and other things that come to
 	// an end by themselves, stderr, and data.
 	all, stderr, data sync.WaitGroup
@@ -151,6 +152,7 @@ func (f *flow) carry() {
 	f.exited = make(chan struct{})
 	exit := sync.OnceFunc(func() { close(f.exited) })
 	f.streams.Store(2)
+	f.idle.Store(2)
 	f.start(&f.stderr, func() { f.copy(&f.stderr, f.to.writeStderr, f.from.Stderr(), make([]byte, smallBuffer)) })
 	f.start(&f.data, func() { f.copy(&f.data, f.to.write, f.from, make([]byte, smallBuffer)) })
 
@@ -290,10 +292,12 @@ func (f *flow) copy(wg *sync.WaitGroup, write func([]byte) (int, error), from io
 	// An error beside data says that the window could not be adjusted. What
 	// has arrived is still to be read.
 	n, err := from.Read(small)
+	f.idle.Add(-1)
 	switch {
 	case n == 0 && err != nil, !f.handOver(write, small[:n]), n == len(small) && !f.copyBulk(write, from):
 		f.streamEnded()
 	default:
+		f.idle.Add(1)
 		f.start(wg, func() { f.copy(wg, write, from, small) })
 	}
 }
@@ -304,7 +308,9 @@ func (f *flow) copyBulk(write func([]byte) (int, error), from io.Reader) bool {
 	buf := largeBuffers.Get().(*[largeBuffer]byte)
 	defer largeBuffers.Put(buf)
 	for {
+		f.idle.Add(1)
 		n, err := from.Read(buf[:])
+		f.idle.Add(-1)
 		if n == 0 && err != nil || !f.handOver(write, buf[:n]) {
 			return false
 		}

@@ -41,6 +41,35 @@ func (r *Relay) Channels() (open []Channel, toBastion, toClient int64) {
 	return open, toBastion, toClient
 }
 
+// A Direction is what goes one way on all channels of a connection.
+type Direction struct {
+	// Bytes of data and stderr have been handed over.
+	Bytes int64
+	// HeldUp says that there may be some that have arrived and have not been
+	// handed over: something is being written, or a channel is open of which
+	// nothing is read any more.
+	HeldUp bool
+}
+
+// Progress returns how far the relay is, from the client to the bastion and back.
+func (r *Relay) Progress() (toBastion, toClient Direction) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	toBastion.Bytes, toClient.Bytes = r.toBastion, r.toClient
+	for up := range r.carried {
+		toBastion.add(up)
+		toClient.add(up.reverse)
+	}
+	return toBastion, toClient
+}
+
+func (d *Direction) add(f *flow) {
+	d.Bytes += f.bytes.Load()
+	f.queue.mu.Lock()
+	defer f.queue.mu.Unlock()
+	d.HeldUp = d.HeldUp || f.idle.Load() < 2 || f.queue.busy
+}
+
 // enlist makes a channel known to Channels until the function it returns is
 // called. Up is the flow to the bastion.
 func (r *Relay) enlist(up *flow, kind string, fromClient bool) (delist func()) {

@@ -29,7 +29,8 @@ type Conn struct {
 
 	reader
 	writer
-	heard atomic.Uint64
+	heard    atomic.Uint64
+	received atomic.Int64
 }
 
 // New returns a Conn on nc, which it owns from now on.
@@ -99,6 +100,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.read(p)
 	if n > 0 {
 		c.heard.Add(1)
+		c.received.Add(int64(n))
 	}
 	return n, err
 }
@@ -106,6 +108,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 // Heard grows whenever something has been read. It is for telling a peer that is
 // slow from one that is gone.
 func (c *Conn) Heard() uint64 { return c.heard.Load() }
+
+// Received returns how many bytes have been read.
+func (c *Conn) Received() int64 { return c.received.Load() }
 
 // Write implements [net.Conn]. It may return before p is sent; an error in
 // sending it is returned by a later Write. It blocks while much is unsent.
