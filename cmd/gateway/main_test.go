@@ -98,8 +98,8 @@ func (w withPrograms) Run() int {
 //	append FILE TEXT adds a line to a file
 //	listen ADDR HOW  serves TCP, or a Unix socket if ADDR is a path: with "echo", or "banner" and then echo
 //	attack NAME      does what no honest client does; see attack_test.go
-//	baseline         remembers how many files the gateway has open
-//	settled          waits until it is as many again
+//	baseline         remembers how many files the gateway and the bastions have open, and how many processes the latter have
+//	settled          waits until they are as many again
 //	events FILE      compares the audit log with a file; see audit_test.go
 //	goroutines       ends the gateway and counts its goroutines; the second time, there may not be more
 //
@@ -209,7 +209,7 @@ type world struct {
 	signalled bool // by the command signal
 	port      int
 
-	open     int            // what baseline saw
+	open     map[string]int // what baseline saw
 	routines map[string]int // what the first goroutines saw, by who started them
 
 	listeners []io.Closer
@@ -514,23 +514,53 @@ func (w *world) listen(ts *testscript.TestScript, args []string) {
 	})
 }
 
-// openFiles returns how many files the gateway has open, the epoll's and such
-// included.
+// inUse returns how many files the gateway and each bastion have open, the epoll's
+// and such included, and how many processes the bastions have started that have
+// not ended, or have not been waited for.
 // Connections to AWS are none of them: idle ones are kept, by intention.
-func (w *world) openFiles() int {
+func (w *world) inUse() map[string]int {
 	if w.fargate != nil {
 		w.fargate.server.CloseClientConnections()
 	}
-	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", w.gateway.Process.Pid))
-	return len(fds)
+	count := func(pattern string, of int) int {
+		found, _ := filepath.Glob(fmt.Sprintf(pattern, of))
+		return len(found)
+	}
+	all := map[string]int{"files of the gateway": count("/proc/%d/fd/*", w.gateway.Process.Pid)}
+	for _, pid := range w.pids() {
+		all[fmt.Sprintf("files of bastion %d", pid)] = count("/proc/%d/fd/*", pid)
+		children := 0
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+		for _, thread := range threads {
+			text, _ := os.ReadFile(thread)
+			children += len(strings.Fields(string(text)))
+		}
+		all[fmt.Sprintf("processes of bastion %d", pid)] = children
+	}
+	return all
 }
 
-func (w *world) baseline(_ *testscript.TestScript, _ []string) { w.open = w.openFiles() }
+// baseline takes the least it sees for a while: what was used before may not have
+// ended yet.
+func (w *world) baseline(_ *testscript.TestScript, _ []string) {
+	w.open = w.inUse()
+	for range 10 {
+		time.Sleep(50 * time.Millisecond)
+		now := w.inUse()
+		for what := range w.open {
+			w.open[what] = min(w.open[what], now[what])
+		}
+	}
+}
 
 func (w *world) settled(ts *testscript.TestScript, _ []string) {
-	for deadline := time.Now().Add(time.Minute); w.openFiles() > w.open; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			ts.Fatalf("the gateway has %d files open, and had %d", w.openFiles(), w.open)
+	deadline := time.Now().Add(time.Minute)
+	for what, before := range w.open {
+		for n := w.inUse()[what]; n > before; n = w.inUse()[what] {
+			if time.Now().After(deadline) {
+				ts.Fatalf("%d %s are there, and there were %d", n, what, before)
+			}
+			time.Sleep(50 * time.Millisecond)
 		}
 	}
 }
