@@ -77,15 +77,21 @@ func (s *Server) freeMemory() {
 	if s.heapInUse() <= s.MaxMemory {
 		return
 	}
+	nobody := total < heldMin
+	if nobody {
+		// Only a word about it can be done, and that does not need a
+		// collection each second.
+		if time.Since(s.scarce) < time.Minute {
+			return
+		}
+		s.scarce = time.Now()
+	}
 	// Much of it may be garbage.
 	if runtime.GC(); s.heapInUse() <= s.MaxMemory {
 		return
 	}
-	if total < heldMin {
-		if time.Since(s.scarce) > time.Minute {
-			s.scarce = time.Now()
-			s.Log.Error("memory is scarce, and no user holds much of it", "in_use", s.heapInUse(), "max_memory", s.MaxMemory)
-		}
+	if nobody {
+		s.Log.Error("memory is scarce, and no user holds much of it", "in_use", s.heapInUse(), "max_memory", s.MaxMemory)
 		return
 	}
 	var ending sync.WaitGroup

@@ -133,7 +133,7 @@ type Server struct {
 	wg sync.WaitGroup // connections, and what closes them
 
 	heap   func() int64 // in place of the real one, in tests
-	scarce time.Time    // when it was last logged that nobody holds memory
+	scarce time.Time    // when memory was last so without anybody who held much
 }
 
 // A SecondFactor knows which users must give a code beside their key, and which
