@@ -109,8 +109,8 @@ func TestDifferential(t *testing.T) {
 		{name: "forward to a port that is closed", before: []string{"-W", "127.0.0.1:1"}},
 		{name: "forward to a name that is unknown", before: []string{"-W", "no-such-host.invalid:1"}},
 		{name: "output that is read late and in part", program: "ssh -F CONFIG HOST 'yes; echo $? >DIR/yes' | (sleep 1; head -n 2); until test -s DIR/yes; do sleep 0.1; done; cat DIR/yes"},
-		{name: "client dies", program: leave("-T")},
-		{name: "client with a terminal dies", program: leave("-tt")},
+		{name: "client dies", program: leave("-T", 15)},
+		{name: "client with a terminal dies", program: leave("-tt", 200)},
 		{name: "sftp", program: "sftp -q -F CONFIG -b batch HOST:DIR"},
 		{name: "sftp, what fails", program: "sftp -q -F CONFIG -b fails HOST:DIR"},
 		{name: "sftp, what the server can do", program: "sftp -v -v -F CONFIG -b /dev/null HOST 2>&1 | grep -a 'Server supports\\|Remote version'"},
@@ -159,18 +159,20 @@ func many(format string, n int) (args []string) {
 
 // leave kills a client and says which of the processes that it has started live
 // on: with nohup, in the background, in the background and deaf to SIGHUP, the
-// command itself.
-func leave(terminal string) string {
-	return `ssh ` + terminal + ` -F CONFIG HOST 'nohup sleep 600 >/dev/null 2>&1 & a=$!
+// command itself. It waits for the end of that one for so many tenths of a second.
+func leave(terminal string, tenths int) string {
+	return fmt.Sprintf(`ssh %[1]s -F CONFIG HOST 'nohup sleep 600 >/dev/null 2>&1 & a=$!
 		sleep 600 & b=$!
-		(trap "" HUP; exec sleep 600) & echo $a $b $! $$ >DIR/pids` + terminal + `.new
-		mv DIR/pids` + terminal + `.new DIR/pids` + terminal + `
+		(trap "" HUP; exec sleep 600) & echo $a $b $! $$ >DIR/pids%[1]s.new
+		mv DIR/pids%[1]s.new DIR/pids%[1]s
 		exec sleep 600' </dev/null >/dev/null 2>&1 & client=$!
-	until test -s DIR/pids` + terminal + `; do sleep 0.1; done
+	until test -s DIR/pids%[1]s; do sleep 0.1; done
 	sleep 0.5
 	kill -9 $client
-	sleep 1.5
-	for p in $(cat DIR/pids` + terminal + `); do kill -0 $p 2>/dev/null && echo lives && kill -9 $p || echo dead; done`
+	read a b c command <DIR/pids%[1]s
+	for i in $(seq %[2]d); do kill -0 $command 2>/dev/null || break; sleep 0.1; done
+	sleep 0.5
+	for p in $a $b $c $command; do kill -0 $p 2>/dev/null && echo lives && kill -9 $p || echo dead; done`, terminal, tenths)
 }
 
 // blurs takes out what is different from one run to the next.
