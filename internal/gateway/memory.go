@@ -29,22 +29,24 @@ const (
 // held is what one peer of a connection has sent that is not known to have been
 // handed over.
 type held struct {
-	received, handed int64 // when there was nothing
+	// Bytes that had been received from it, handed over, and handed to it, when
+	// there was nothing.
+	received, handed, back int64
 }
 
 // look returns how many bytes there may be, of packets as they came. Package ssh
 // has them in memory at about twice that.
-func (h *held) look(from *wire.Conn, to relay.Direction) int64 {
-	received := from.Received()
+func (h *held) look(received int64, to, back relay.Direction) int64 {
 	if !to.HeldUp {
-		*h = held{received, to.Bytes}
+		*h = held{received, to.Bytes, back.Bytes}
 		return 0
 	}
 	// What surrounds data on the wire has come in as well, and does not go out:
 	// a hundredth of it with large packets, a tenth with those that programs
-	// send. A stream that is never at rest would add it up.
+	// send. So has the word that there is room for more of what goes the other
+	// way, for each 64 KiB or so. A stream that is never at rest would add it up.
 	handed := to.Bytes - h.handed
-	return max(0, received-h.received-handed-handed/8)
+	return max(0, received-h.received-handed-handed/8-(back.Bytes-h.back)/512)
 }
 
 // guardMemory closes connections that hold much when memory is scarce, until ctx
@@ -136,10 +138,10 @@ func (c *conn) lookHeld() int64 {
 		return c.wire.Received()
 	}
 	toBastion, toClient := c.relay.Progress()
-	sum := c.fromClientHeld.look(c.wire, toBastion)
+	sum := c.fromClientHeld.look(c.wire.Received(), toBastion, toClient)
 	if b := c.bastion(); b != nil {
 		if stream, ok := b.Net.(*wire.Conn); ok {
-			sum += c.fromBastionHeld.look(stream, toClient)
+			sum += c.fromBastionHeld.look(stream.Received(), toClient, toBastion)
 		}
 	}
 	return sum

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/relay"
 	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 	"github.com/sallyport-ssh/sallyport/internal/wire"
 )
@@ -99,6 +100,33 @@ func TestMemory(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestHeld: what only surrounds data is not taken for something that is held.
+func TestHeld(t *testing.T) {
+	const MiB = 1 << 20
+	var h held
+	look := func(received, handed, back int64, heldUp bool) int64 {
+		return h.look(received, relay.Direction{Bytes: handed, HeldUp: heldUp}, relay.Direction{Bytes: back})
+	}
+	for _, step := range []struct {
+		what                   string
+		received, handed, back int64
+		heldUp                 bool
+		want                   int64
+	}{
+		{"at rest after much typing", 500 * MiB, 10 * MiB, 0, false, 0},
+		{"something has come in", 502 * MiB, 10 * MiB, 0, true, 2 * MiB},
+		{"and has gone out, in packets of 300 bytes", 601 * MiB, 100 * MiB, 0, true, 0},
+		{"and much has gone the other way", 603 * MiB, 100 * MiB, 2000 * MiB, true, 0},
+		{"single bytes that stay", 700 * MiB, 100 * MiB, 2000 * MiB, true, 700*MiB - 500*MiB - 90*MiB - 90*MiB/8 - 2000*MiB/512},
+		{"at rest again", 701 * MiB, 103 * MiB, 2000 * MiB, false, 0},
+		{"something has come in", 702 * MiB, 103 * MiB, 2000 * MiB, true, MiB},
+	} {
+		if got := look(step.received, step.handed, step.back, step.heldUp); got != step.want {
+			t.Errorf("%s: %d, want %d", step.what, got, step.want)
+		}
 	}
 }
 

@@ -132,7 +132,7 @@ type flow struct {
 
 	queue   requests
 	streams atomic.Int32 // data and stderr, as far as they have not ended
-	idle    atomic.Int32 // those of them that wait for from to send something
+	idle    atomic.Int32 // those of them that had nothing left to read, and wait for more
 	// What hands over what from has sent: requests and other things that come to
 	// an end by themselves, stderr, and data.
 	all, stderr, data sync.WaitGroup
@@ -307,10 +307,15 @@ func (f *flow) copy(wg *sync.WaitGroup, write func([]byte) (int, error), from io
 func (f *flow) copyBulk(write func([]byte) (int, error), from io.Reader) bool {
 	buf := largeBuffers.Get().(*[largeBuffer]byte)
 	defer largeBuffers.Put(buf)
-	for {
-		f.idle.Add(1)
+	for full := true; ; { // for all that is known
+		if !full {
+			f.idle.Add(1)
+		}
 		n, err := from.Read(buf[:])
-		f.idle.Add(-1)
+		if !full {
+			f.idle.Add(-1)
+		}
+		full = n == len(buf)
 		if n == 0 && err != nil || !f.handOver(write, buf[:n]) {
 			return false
 		}

@@ -51,6 +51,42 @@ func TestChannels(t *testing.T) {
 	})
 }
 
+// TestProgress: what is held up is known to be, in its direction.
+func TestProgress(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := join(t, permitAll(), inMemory)
+		near, far := w.open("direct-tcpip")
+		check := func(what string, bytes int64, up, down bool) {
+			t.Helper()
+			synctest.Wait()
+			toBastion, toClient := w.relay.Progress()
+			if toBastion.HeldUp != up || toClient.HeldUp != down {
+				t.Errorf("%s: held up towards the bastion: %t, towards the client: %t", what, toBastion.HeldUp, toClient.HeldUp)
+			}
+			if bytes >= 0 && toBastion.Bytes != bytes {
+				t.Errorf("%s: %d bytes", what, toBastion.Bytes)
+			}
+		}
+		check("at rest", 0, false, false)
+		const size = 6<<20 + 1 // after reads that fill the buffer it is not known whether there is more
+		go near.Write(make([]byte, size))
+		check("not read", -1, true, false)
+		gather(far)
+		check("read", size, false, false)
+		go far.Write(make([]byte, size))
+		check("not read by the client", size, false, true)
+		gather(near)
+		check("read by the client", size, false, false)
+		go near.SendRequest("question", true, nil)
+		check("a request", size, true, false)
+		req := <-far.reqs
+		req.Reply(true, nil)
+		check("its answer", size, false, false)
+		near.CloseWrite()
+		check("nothing is read after the end", size, true, false)
+	})
+}
+
 // TestExpect: who ends a bastion on purpose can say so.
 func TestExpect(t *testing.T) {
 	bubble(t, func(t *testing.T) {
