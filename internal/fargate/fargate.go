@@ -153,7 +153,8 @@ type Launcher struct {
 	Account string
 	// Subnets is where bastions may be, at most 16, best in several zones.
 	// Each generation of a bastion is asked for in the next one, so that no
-	// room in one zone is followed by an attempt in another.
+	// room in one zone is followed by an attempt in another, if neighbours in
+	// the list are in different zones.
 	Subnets []string
 	// SecurityGroups is what every bastion belongs to, at most five; none
 	// means the default group of the VPC. With Isolate at most four.
@@ -190,12 +191,14 @@ type Launcher struct {
 // launched instead, as long as it takes.
 func (l *Launcher) Launch(ctx context.Context, want bastion.Launch) (bastion.Task, error) {
 	renewed := false
+	// The second attempt of a start that was admitted is its fallback.
+	admitted := want.Attempt > 0
 	for range maxReplays {
 		group, release, err := l.group(ctx, want.Owner)
 		if err != nil {
-			return bastion.Task{}, err
+			return bastion.Task{Generation: want.Generation}, err
 		}
-		task, err := l.launch(ctx, want, group)
+		task, err := l.launch(ctx, want, group, &admitted)
 		release()
 		switch {
 		case errors.Is(err, errReplayed):
@@ -209,23 +212,24 @@ func (l *Launcher) Launch(ctx context.Context, want bastion.Launch) (bastion.Tas
 		}
 		return task, err
 	}
-	return bastion.Task{}, fmt.Errorf("%d bastions of %s have ended within the hours that ECS remembers them", maxReplays, want.Owner)
+	return bastion.Task{Generation: want.Generation}, fmt.Errorf("%d bastions of %s have ended within the hours that ECS remembers them", maxReplays, want.Owner)
 }
 
-// launch is Launch for one generation. The error is errReplayed if its task had
-// ended before.
-func (l *Launcher) launch(ctx context.Context, want bastion.Launch, group string) (bastion.Task, error) {
-	started, err := l.runTask(ctx, l.request(want, group))
+// launch is Launch for one generation, which the task has also if it comes with an
+// error. The error is errReplayed if the generation's task had ended before.
+func (l *Launcher) launch(ctx context.Context, want bastion.Launch, group string, admitted *bool) (bastion.Task, error) {
+	in := l.request(want, group)
+	started, err := l.runTask(ctx, in, admitted)
 	if err == nil && !alive(started) {
 		err = errReplayed
 	}
 	if err != nil {
-		return bastion.Task{}, err
+		return bastion.Task{Generation: want.Generation}, err
 	}
 	task, err := l.awaitAddress(ctx, aws.ToString(started.TaskArn))
 	task.Generation = want.Generation
 	task.Principal = l.token(want.Owner, want.Generation)
-	l.breaker.record(err)
+	l.record(in, err)
 	return task, err
 }
 
@@ -234,16 +238,11 @@ func (l *Launcher) launch(ctx context.Context, want bastion.Launch, group string
 var errReplayed = errors.New("the task of this generation has ended before")
 
 // runTask sends the request until it is answered or ctx ends.
-func (l *Launcher) runTask(ctx context.Context, in *ecs.RunTaskInput) (types.Task, error) {
+func (l *Launcher) runTask(ctx context.Context, in *ecs.RunTaskInput, admitted *bool) (types.Task, error) {
 	var last error
 	for retry := 1; ; retry++ {
-		if err := l.Cloud.pace.wait(ctx); err != nil {
-			return types.Task{}, errors.Join(fmt.Errorf("%w: %w", bastion.ErrBusy, err), last)
-		}
-		// Looked at only now: while this start waited for its turn, others
-		// may have learned that there is no room.
-		if err := l.breaker.closed(); err != nil {
-			return types.Task{}, err
+		if err := l.turn(ctx, admitted); err != nil {
+			return types.Task{}, errors.Join(err, last)
 		}
 		out, err := l.Cloud.run.RunTask(ctx, in)
 		l.Cloud.pace.record(err)
@@ -253,7 +252,7 @@ func (l *Launcher) runTask(ctx context.Context, in *ecs.RunTaskInput) (types.Tas
 		case err == nil:
 			// ECS remembers this answer, so the generation is used up.
 			err := failure(out.Failures)
-			l.breaker.record(err)
+			l.record(in, err)
 			return types.Task{}, fmt.Errorf("RunTask in cluster %s, subnets %v: %w: %w", l.Cluster, subnets(in), bastion.ErrGone, err)
 		}
 		if ids, ok := conflict(err); ok {
@@ -261,7 +260,7 @@ func (l *Launcher) runTask(ctx context.Context, in *ecs.RunTaskInput) (types.Tas
 		}
 		if !transient(err) {
 			err = classify(err)
-			l.breaker.record(err)
+			l.record(in, err)
 			return types.Task{}, fmt.Errorf("RunTask in cluster %s: %w", l.Cluster, err)
 		}
 		last = fmt.Errorf("RunTask in cluster %s: %w", l.Cluster, classify(err))
@@ -270,6 +269,32 @@ func (l *Launcher) runTask(ctx context.Context, in *ecs.RunTaskInput) (types.Tas
 			return types.Task{}, last
 		}
 	}
+}
+
+// turn blocks until RunTask may be called. A launch asks the breaker once, when it
+// has come to the head of the queue: while it queued, others may have learned that
+// there is no room, and one that is turned away uses up no turn.
+func (l *Launcher) turn(ctx context.Context, admitted *bool) error {
+	if !*admitted {
+		leave, err := l.Cloud.pace.enqueue(ctx)
+		if err != nil {
+			return fmt.Errorf("%w: %w", bastion.ErrBusy, err)
+		}
+		defer leave()
+		if err := l.breaker.admit(l.Subnets); err != nil {
+			return err
+		}
+		*admitted = true
+	}
+	if err := l.Cloud.pace.wait(ctx); err != nil {
+		return fmt.Errorf("%w: %w", bastion.ErrBusy, err)
+	}
+	return nil
+}
+
+// record tells the breaker how the request ended.
+func (l *Launcher) record(in *ecs.RunTaskInput, err error) {
+	l.breaker.record(l.Subnets, subnets(in)[0], len(in.CapacityProviderStrategy) > 0, err)
 }
 
 // existing returns the task that an earlier request with the same token, but

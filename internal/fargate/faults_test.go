@@ -156,29 +156,6 @@ func TestDiesInEachState(t *testing.T) {
 	}
 }
 
-// TestSecondAttemptWorks: no room in one zone, or no Spot, is not seen by the user.
-func TestSecondAttemptWorks(t *testing.T) {
-	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
-		g := w.gateway(func(l *Launcher) { l.Spot = true })
-		full := awsfake.Subnets[rng.IntN(3)]
-		w.cloud.OnLaunch = func(l awsfake.Launch) awsfake.Fate {
-			if l.Subnet == full || l.Spot && rng.IntN(2) == 0 {
-				return awsfake.Fate{Failure: awsfake.NoCapacity}
-			}
-			return awsfake.Fate{}
-		}
-		spot := 0
-		for i := range 3 {
-			if _, err := g.login(t.Context(), user(i)); err != nil && i == 0 {
-				// Both can hit: Spot refused where there is room, and then on
-				// demand in the zone that is full.
-				w.must(err, bastion.ErrCapacity)
-				spot++
-			}
-		}
-	})
-}
-
 // TestGatewayKilled kills the gateway at some moment of a launch. Its successor
 // finishes the same launch, and there is one task.
 func TestGatewayKilled(t *testing.T) {

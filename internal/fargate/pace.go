@@ -29,23 +29,37 @@ const (
 // each call that is heard.
 type pace struct {
 	limiter *rate.Limiter
-	// turn is held by the one that waits for the limiter. Others that wait
-	// are not on the limiter's books yet, so that a new pace counts for them.
-	turn chan struct{}
+	// queue is held by the first of those who have not called yet, next by the
+	// one that waits for the limiter. Others that wait are not on the
+	// limiter's books yet, so that a new pace counts for them.
+	queue, next chan struct{}
 
 	mu     sync.Mutex
 	halved time.Time
 }
 
 func newPace() *pace {
-	return &pace{limiter: rate.NewLimiter(launchRate, launchBurst), turn: make(chan struct{}, 1)}
+	return &pace{limiter: rate.NewLimiter(launchRate, launchBurst), queue: make(chan struct{}, 1), next: make(chan struct{}, 1)}
 }
 
-// wait blocks until it is the caller's turn, in the order of the calls.
+// enqueue blocks until the caller is the first of those who have not called yet,
+// in the order of the calls. He has to leave once he has had his turn.
+func (p *pace) enqueue(ctx context.Context) (leave func(), err error) {
+	select {
+	case p.queue <- struct{}{}:
+		return func() { <-p.queue }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// wait blocks until it is the caller's turn. Who has to call again waits here
+// without queueing again, so that what was begun comes to an end before more is
+// begun.
 func (p *pace) wait(ctx context.Context) error {
 	select {
-	case p.turn <- struct{}{}:
-		defer func() { <-p.turn }()
+	case p.next <- struct{}{}:
+		defer func() { <-p.next }()
 		return p.limiter.Wait(ctx)
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -70,17 +84,21 @@ func (p *pace) record(err error) {
 
 // A breaker keeps launches away from a Region that is full. Without it every user
 // who waits would ask ECS again and again for what it does not have.
+//
+// A subnet, which is in one zone, can be full while the others are not, and Spot
+// while on-demand is not; the second attempt of a launch finds out. So the breaker
+// opens when there is no on-demand capacity in any of the subnets.
 type breaker struct {
 	mu       sync.Mutex
-	failures int       // in a row
-	until    time.Time // nothing is tried before
-	trying   time.Time // since when a single launch tries, after that
+	failures map[string]int // by subnet, since the last success anywhere
+	pauses   int            // in a row
+	until    time.Time      // nothing is tried before
+	trying   time.Time      // since when a single launch tries, after that
 	cause    error
 }
 
 const (
-	// breakAfter is how many launches in a row may find no room: with the
-	// retry in another zone, those of two users.
+	// breakAfter is how many launches in a row may find no room in a subnet.
 	breakAfter = 4
 	// breakFirst is how long nothing is tried then; it doubles up to breakMax
 	// while there still is no room.
@@ -89,13 +107,14 @@ const (
 	tryFor = 30 * time.Second
 )
 
-// closed returns an error while nothing is to be tried.
-func (b *breaker) closed() error {
+// admit returns an error while nothing is to be tried. To be asked once for each
+// launch: the one that tries must not be kept from going on.
+func (b *breaker) admit(subnets []string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
 	switch {
-	case b.failures < breakAfter:
+	case !b.full(subnets):
 		return nil
 	case now.Before(b.until):
 		return fmt.Errorf("not tried before %s: %w", b.until.Format(time.TimeOnly), b.cause)
@@ -106,21 +125,43 @@ func (b *breaker) closed() error {
 	return nil
 }
 
-// record takes note of how a launch ended.
-func (b *breaker) record(err error) {
+func (b *breaker) full(subnets []string) bool {
+	for _, s := range subnets {
+		if b.failures[s] < breakAfter {
+			return false
+		}
+	}
+	return true
+}
+
+// record takes note of how an attempt ended that was made in one of the subnets.
+func (b *breaker) record(subnets []string, subnet string, spot bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.failures == nil {
+		b.failures = map[string]int{}
+	}
 	switch {
 	case err == nil:
-		b.failures = 0
-	case errors.Is(err, bastion.ErrCapacity), errors.Is(err, bastion.ErrQuota):
-		b.failures++
-		b.cause = err
-		b.trying = time.Time{}
-		if over := b.failures - breakAfter; over >= 0 {
-			pause := min(breakMax, breakFirst<<min(over, 10))
-			b.until = time.Now().Add(pause*3/4 + rand.N(pause/2))
+		clear(b.failures)
+		b.pauses = 0
+		return
+	case errors.Is(err, bastion.ErrQuota): // of the account, so there is no second attempt
+		for _, s := range subnets {
+			b.failures[s]++
 		}
+	case errors.Is(err, bastion.ErrCapacity) && !spot:
+		b.failures[subnet]++
+	default:
+		return
+	}
+	b.cause = err
+	now := time.Now()
+	// Those that were under way when it opened say nothing new.
+	if b.full(subnets) && !now.Before(b.until) {
+		pause := min(breakMax, breakFirst<<min(b.pauses, 10))
+		b.pauses++
+		b.until, b.trying = now.Add(pause*3/4+rand.N(pause/2)), time.Time{}
 	}
 }
 

@@ -1,6 +1,7 @@
 package fargate
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -66,55 +67,134 @@ func TestPace(t *testing.T) {
 	})
 }
 
+// TestQueue: who has called before goes first, and one who leaves without a call
+// uses up no turn.
+func TestQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPace()
+		p.limiter.SetBurst(1)
+		p.wait(t.Context())
+		began := time.Now()
+		var order []string
+		var mu sync.Mutex
+		var calls sync.WaitGroup
+		done := func(who string) {
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, who)
+		}
+		for range 5 {
+			calls.Go(func() {
+				leave, err := p.enqueue(t.Context())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer leave()
+				p.wait(t.Context())
+				done("new")
+			})
+		}
+		for range 1000 {
+			calls.Go(func() {
+				leave, err := p.enqueue(t.Context())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				leave()
+			})
+		}
+		synctest.Wait()
+		for range 5 {
+			calls.Go(func() { p.wait(t.Context()); done("again") })
+		}
+		calls.Wait()
+		if got := fmt.Sprint(order); got != "[new again again again again again new new new new]" {
+			t.Errorf("order %v", got)
+		}
+		if took := time.Since(began); took > 510*time.Millisecond {
+			t.Errorf("ten calls took %v, want half a second", took)
+		}
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		leave, err := p.enqueue(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.enqueue(ended); err == nil {
+			t.Error("queued though nobody waits")
+		}
+		leave()
+	})
+}
+
 func TestBreaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b breaker
+		zones := []string{"a", "b"}
 		full := fmt.Errorf("%w: %w", bastion.ErrGone, bastion.ErrCapacity)
+		admit := func() error { return b.admit(zones) }
+		// One zone that is full, or Spot in all, is not the Region.
+		for range 100 {
+			b.record(zones, "a", false, full)
+			b.record(zones, "a", true, full)
+			b.record(zones, "b", true, full)
+		}
 		for i := range breakAfter {
-			if err := b.closed(); err != nil {
+			if err := admit(); err != nil {
 				t.Fatalf("after %d failures: %v", i, err)
 			}
-			b.record(full)
-			b.record(errors.New("something else")) // says nothing about room
+			b.record(zones, "b", false, full)
+			b.record(zones, "b", false, errors.New("something else")) // says nothing about room
 		}
-		if err := b.closed(); !errors.Is(err, bastion.ErrCapacity) {
+		if err := admit(); !errors.Is(err, bastion.ErrCapacity) {
 			t.Fatalf("not open after %d failures: %v", breakAfter, err)
 		}
+		// Those that were under way do not make the pause longer.
+		for range 100 {
+			b.record(zones, "a", false, full)
+		}
+		time.Sleep(breakFirst * 3 / 2)
 		// One at a time tries again, and the pauses grow.
 		tries := 0
 		for began := time.Now(); time.Since(began) < 10*time.Minute; time.Sleep(100 * time.Millisecond) {
-			if b.closed() != nil {
+			if admit() != nil {
 				continue
 			}
 			tries++
-			if err := b.closed(); err == nil {
+			if err := admit(); err == nil {
 				t.Fatal("two try at the same time")
 			}
-			b.record(full)
+			b.record(zones, "a", false, full)
 		}
 		if tries < 9 || tries > 18 {
 			t.Errorf("%d tries in ten minutes", tries)
 		}
 		time.Sleep(2 * breakMax)
-		if err := b.closed(); err != nil {
+		if err := admit(); err != nil {
 			t.Fatal(err)
 		}
-		b.record(nil)
+		b.record(zones, "b", true, nil)
 		for range 100 {
-			if err := b.closed(); err != nil {
+			if err := admit(); err != nil {
 				t.Fatalf("open after a success: %v", err)
 			}
 		}
-		// The one that tries may never tell.
+		// The quota is one of the whole account.
 		for range breakAfter {
-			b.record(full)
+			b.record(zones, "a", false, bastion.ErrQuota)
 		}
+		if err := admit(); !errors.Is(err, bastion.ErrQuota) {
+			t.Fatalf("not open although the quota is used up: %v", err)
+		}
+		// The one that tries may never tell.
 		time.Sleep(breakMax)
-		if err := b.closed(); err != nil {
+		if err := admit(); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(tryFor)
-		if err := b.closed(); err != nil {
+		if err := admit(); err != nil {
 			t.Errorf("blocked by one that is silent: %v", err)
 		}
 	})
