@@ -14,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/awsfake"
@@ -641,36 +643,78 @@ func TestGroups(t *testing.T) {
 	})
 }
 
-// TestGroupFaults: all calls about groups fail now and then.
+// TestGroupFaults: all calls about groups fail now and then. Whenever a bastion
+// runs, its group has the rules that are configured.
 func TestGroupFaults(t *testing.T) {
 	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
 		w.cloud.OnCall = func(c awsfake.Call) awsfake.Fault {
 			if !strings.HasPrefix(c.Action, "ec2:") {
 				return awsfake.Fault{}
 			}
-			switch rng.IntN(4) {
+			switch rng.IntN(3) {
 			case 0:
 				return awsfake.Fault{LoseReply: true}
 			case 1:
-				return awsfake.Fault{Status: 503, Code: "RequestLimitExceeded", Message: "Request limit exceeded."}
+				return awsfake.ThrottledEC2
 			}
 			return awsfake.Fault{}
 		}
 		g := w.gateway(func(l *Launcher) {
-			l.Isolate = &Isolation{Ingress: []string{awsfake.SecurityGroup}, Egress: []Rule{{"tcp", 443, 443, "0.0.0.0/0"}}}
+			l.Isolate = &Isolation{Ingress: []string{awsfake.SecurityGroup}, Egress: []Rule{{"tcp", 443, 443, "10.0.0.0/8"}}}
 		})
-		for range 10 {
+		for range 40 {
 			if _, err := g.login(t.Context(), "alice"); err == nil {
 				break
 			}
+			w.live()
 		}
 		w.cloud.Set(func() { w.cloud.OnCall = nil })
 		g.mustLogin(t, "alice")
-		groups := slices.DeleteFunc(w.cloud.Left(), func(s string) bool { return !strings.HasPrefix(s, "security group") })
-		if len(groups) != 1 {
-			t.Errorf("groups %v", groups)
-		}
+		w.checkGroup(g, "alice")
 	})
+}
+
+// TestRulesFail: a group whose rules could not be made right is not used.
+func TestRulesFail(t *testing.T) {
+	for _, action := range []string{"RevokeSecurityGroupEgress", "AuthorizeSecurityGroupIngress", "AuthorizeSecurityGroupEgress"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			defer w.end()
+			g := w.gateway(func(l *Launcher) {
+				l.Isolate = &Isolation{Ingress: []string{awsfake.SecurityGroup}, Egress: []Rule{{"tcp", 443, 443, "10.0.0.0/8"}}}
+			})
+			w.cloud.Deny("ec2:"+action, true)
+			for range 3 {
+				_, err := g.login(t.Context(), "alice")
+				w.must(err, bastion.ErrDenied)
+				w.live()
+			}
+			w.cloud.Deny("ec2:"+action, false)
+			g.mustLogin(t, "alice")
+			w.checkGroup(g, "alice")
+		})
+	}
+}
+
+// checkGroup fails unless the user has one security group, with the rules of the
+// gateway's profile.
+func (w *world) checkGroup(g gateway, user string) {
+	w.t.Helper()
+	out, err := g.launcher.Cloud.ec2.DescribeSecurityGroups(w.t.Context(), &ec2.DescribeSecurityGroupsInput{Filters: []ec2types.Filter{filter("tag:sallyport:user", user)}})
+	if err != nil || len(out.SecurityGroups) != 1 {
+		w.t.Fatalf("the groups of %s: %+v, %v", user, out, err)
+	}
+	var ingress []Rule
+	for _, peer := range g.launcher.Isolate.Ingress {
+		ingress = append(ingress, Rule{"tcp", agentPort, agentPort, peer})
+	}
+	group := out.SecurityGroups[0]
+	if missing, extra := difference(ingress, rules(group.IpPermissions)); missing != nil || extra != nil {
+		w.t.Errorf("ingress of %s: missing %v, too many %v", user, missing, extra)
+	}
+	if missing, extra := difference(g.launcher.Isolate.Egress, rules(group.IpPermissionsEgress)); missing != nil || extra != nil {
+		w.t.Errorf("egress of %s: missing %v, too many %v", user, missing, extra)
+	}
 }
 
 // TestPublicIP connects to the public address, at one call more.

@@ -87,9 +87,11 @@ func (l *Launcher) group(ctx context.Context, owner bastion.Owner) (id string, r
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.id == "" {
-		if g.id, err = l.makeGroup(ctx, owner); err != nil {
+		made, err := l.makeGroup(ctx, owner)
+		if err != nil { // its rules may not be right yet
 			return "", nil, fmt.Errorf("making a security group for %s: %w", owner, err)
 		}
+		g.id = made
 	}
 	g.users++
 	return g.id, func() {
