@@ -195,7 +195,8 @@ var DocumentedRunTask = Bucket{20, 20}
 type Cloud struct {
 	Times   Times
 	Backend Backend
-	// MissingFor is how long DescribeTasks does not know a new task.
+	// MissingFor is how long DescribeTasks and StopTask do not know a new
+	// task.
 	MissingFor time.Duration
 	// ListLag is how far behind ListTasks is.
 	ListLag time.Duration

@@ -705,7 +705,7 @@ func (c *Cloud) stopTask(body []byte) (any, *apiError) {
 		return nil, failed
 	}
 	t := c.find(cluster, in.Task)
-	if t == nil {
+	if t == nil || time.Since(t.created) < c.MissingFor {
 		return nil, refuse("InvalidParameterException", "The referenced task was not found.")
 	}
 	t.stop("UserInitiated", in.Reason)

@@ -40,7 +40,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
@@ -58,9 +57,6 @@ import (
 const (
 	// agentPort is where bastion-agent listens if it is told nothing else.
 	agentPort = 2022
-
-	// missingFor is how long ECS may not know a task that it has just started.
-	missingFor = time.Minute
 
 	// maxReplays bounds how many generations of one owner may have ended in
 	// the time that ECS remembers them.
@@ -248,6 +244,7 @@ func (l *Launcher) runTask(ctx context.Context, in *ecs.RunTaskInput, admitted *
 		l.Cloud.pace.record(err)
 		switch {
 		case err == nil && len(out.Tasks) > 0:
+			l.Cloud.poller(l.Cluster).launched(aws.ToString(out.Tasks[0].TaskArn))
 			return out.Tasks[0], nil
 		case err == nil:
 			// ECS remembers this answer, so the generation is used up.
@@ -304,10 +301,8 @@ func (l *Launcher) existing(ctx context.Context, in *ecs.RunTaskInput, arns []st
 	if len(arns) == 0 { // it failed
 		return types.Task{}, errReplayed
 	}
-	task, err := l.describe(ctx, arns[0], time.Now())
-	for began := time.Now(); errors.Is(err, errMissing) && !errors.Is(err, bastion.ErrGone) && ctx.Err() == nil; {
-		task, err = l.describe(ctx, arns[0], began)
-	}
+	l.Cloud.poller(l.Cluster).launched(arns[0])
+	task, err := l.find(ctx, arns[0])
 	switch {
 	case errors.Is(err, bastion.ErrGone):
 		return types.Task{}, errReplayed
@@ -325,8 +320,8 @@ func (l *Launcher) existing(ctx context.Context, in *ecs.RunTaskInput, arns []st
 // error has its ID only.
 func (l *Launcher) awaitAddress(ctx context.Context, arn string) (bastion.Task, error) {
 	unknown := bastion.Task{ID: arn}
-	for began := time.Now(); ; {
-		task, err := l.describe(ctx, arn, began)
+	for {
+		task, err := l.describe(ctx, arn)
 		switch {
 		case ctx.Err() != nil:
 			return unknown, fmt.Errorf("waiting for the address of task %s: %w", arn, context.Cause(ctx))
@@ -401,7 +396,7 @@ func attachment(task types.Task) (v4, v6, eni string) {
 
 // Alive implements [bastion.Launcher].
 func (l *Launcher) Alive(ctx context.Context, _ bastion.Owner, taskID string) error {
-	task, err := l.describe(ctx, taskID, time.Time{})
+	task, err := l.find(ctx, taskID)
 	if err != nil {
 		return err
 	}
@@ -422,38 +417,56 @@ func alive(t types.Task) bool {
 }
 
 // describe returns the task as ECS sees it, at the next turn of the poller. The
-// error wraps ErrGone if ECS does not know it any more. One that was launched,
-// perhaps by another gateway, a moment ago is given time to become known.
-func (l *Launcher) describe(ctx context.Context, arn string, launched time.Time) (types.Task, error) {
-	task, missing, err := l.Cloud.poller(l.Cluster).ask(ctx, arn)
-	if err != nil {
+// error wraps errMissing if ECS does not know it, and ErrGone, too, once it can be
+// sure to be none that was just launched.
+func (l *Launcher) describe(ctx context.Context, arn string) (types.Task, error) {
+	a, err := l.Cloud.poller(l.Cluster).ask(ctx, arn)
+	switch {
+	case err != nil:
 		return types.Task{}, err
+	case a.missing && a.gone:
+		return types.Task{}, fmt.Errorf("task %s: %w: %w", arn, errMissing, bastion.ErrGone)
+	case a.missing:
+		return types.Task{}, fmt.Errorf("task %s: %w", arn, errMissing)
 	}
-	if missing > 0 {
-		err := fmt.Errorf("task %s: %w", arn, errMissing)
-		// For any other task it takes a few answers of this kind to be sure.
-		if missing > missingFor || time.Since(launched) > missingFor && missing > 4*pollEvery {
-			err = fmt.Errorf("%w: %w", err, bastion.ErrGone)
-		}
-		return types.Task{}, err
-	}
-	return task, nil
+	return a.task, nil
 }
 
 var errMissing = errors.New("ECS does not know it")
 
-// Stop implements [bastion.Launcher]. A task that ECS does not know any more has
-// ended.
-func (l *Launcher) Stop(ctx context.Context, _ bastion.Owner, taskID string) error {
-	_, err := l.Cloud.ecs.StopTask(ctx, &ecs.StopTaskInput{
-		Cluster: &l.Cluster,
-		Task:    &taskID,
-		Reason:  aws.String("stopped by sallyport"),
-	})
-	if err != nil && !notFound(err) {
-		return fmt.Errorf("StopTask %s: %w", taskID, classify(err))
+// find is describe until ECS knows the task, or is sure not to.
+func (l *Launcher) find(ctx context.Context, arn string) (types.Task, error) {
+	for {
+		task, err := l.describe(ctx, arn)
+		if !errors.Is(err, errMissing) || errors.Is(err, bastion.ErrGone) {
+			return task, err
+		}
 	}
-	return nil
+}
+
+// Stop implements [bastion.Launcher]. For a second or so after RunTask, ECS may say
+// that there is no such task; so it has to say so for as long as it takes to be
+// sure.
+func (l *Launcher) Stop(ctx context.Context, _ bastion.Owner, taskID string) error {
+	for try := 1; ; try++ {
+		_, err := l.Cloud.ecs.StopTask(ctx, &ecs.StopTaskInput{
+			Cluster: &l.Cluster,
+			Task:    &taskID,
+			Reason:  aws.String("stopped by sallyport"),
+		})
+		if err == nil {
+			return nil
+		}
+		if !notFound(err) {
+			return fmt.Errorf("StopTask %s: %w", taskID, classify(err))
+		}
+		switch task, err := l.describe(ctx, taskID); {
+		case errors.Is(err, bastion.ErrGone), err == nil && !alive(task):
+			return nil
+		case err != nil && !errors.Is(err, errMissing) && try >= missingAnswers:
+			return fmt.Errorf("StopTask %s: %w; asking for it: %w", taskID, errMissing, err)
+		}
+	}
 }
 
 // List implements [bastion.Launcher]. ECS may be some seconds late, and say the

@@ -1,9 +1,14 @@
 package fargate
 
 import (
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+
+	"github.com/sallyport-ssh/sallyport/internal/bastion"
 )
 
 // TestStart counts what a start and a login to what runs cost.
@@ -34,5 +39,57 @@ func TestStart(t *testing.T) {
 			t.Errorf("a login to a bastion that runs made calls: %v", calls)
 		}
 		w.live("alice")
+	})
+}
+
+// TestStopAtOnce: a task that was started a moment ago, and that ECS does not know
+// yet, is stopped when Stop returns.
+func TestStopAtOnce(t *testing.T) {
+	for _, unknown := range []time.Duration{0, time.Second, 3 * time.Second, 20 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			defer w.end()
+			w.cloud.MissingFor = unknown
+			g := w.gateway(nil)
+			in, admitted := g.launcher.request(alice, ""), false
+			task, err := g.launcher.runTask(t.Context(), in, &admitted)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := g.launcher.Stop(t.Context(), alice.Owner, aws.ToString(task.TaskArn)); err != nil {
+				t.Error(err)
+			}
+			w.live()
+		})
+	}
+}
+
+// TestStopLater: a task that ECS has forgotten is known to have ended within
+// seconds, and one answer that it is missing does not count for long.
+func TestStopLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		g := w.gateway(nil)
+		task := g.mustLogin(t, "alice")
+		w.cloud.StopAll("EssentialContainerExited", "")
+		time.Sleep(2 * time.Hour)
+		began := time.Now()
+		if err := g.launcher.Stop(t.Context(), alice.Owner, task.ID); err != nil {
+			t.Error(err)
+		}
+		if err := g.launcher.Alive(t.Context(), alice.Owner, task.ID); !errors.Is(err, bastion.ErrGone) {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("took %v", took)
+		}
+		time.Sleep(time.Hour)
+		for range 2 {
+			if _, err := g.launcher.describe(t.Context(), task.ID); !errors.Is(err, errMissing) || errors.Is(err, bastion.ErrGone) {
+				t.Errorf("after one answer: %v", err)
+			}
+			time.Sleep(90 * time.Second)
+		}
 	})
 }

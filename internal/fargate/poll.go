@@ -30,17 +30,47 @@ type poller struct {
 	cluster string
 	log     *slog.Logger
 
-	mu      sync.Mutex
-	asked   map[string][]chan<- answer // by ARN; those of the next turn
-	turning bool                       // a goroutine serves them
-	last    time.Time                  // turn
-	missing map[string]time.Time       // since when ECS says so
+	mu       sync.Mutex
+	asked    map[string][]chan<- answer // by ARN; those of the next turn
+	turning  bool                       // a goroutine serves them
+	last     time.Time                  // turn
+	absences map[string]absence         // of tasks that are missing
+	launches map[string]time.Time       // when this process was told of tasks that are new
 }
 
 type answer struct {
-	task    types.Task
-	missing time.Duration // more than zero: ECS has not known the task for that long
-	err     error
+	task types.Task
+	// missing says that ECS does not know the task, and gone that it has not
+	// for so long that it never will.
+	missing, gone bool
+	err           error
+}
+
+// An absence is how often in a row ECS has said that it does not know a task.
+type absence struct {
+	answers int
+	last    time.Time
+}
+
+const (
+	// missingFor is how long ECS may not know a task that it has just started.
+	missingFor = time.Minute
+	// missingAnswers is how many answers in a row say of any other task that
+	// it is gone. One that another gateway has just launched is known by then.
+	missingAnswers = 5
+)
+
+// launched takes note of a task that ECS may not know yet.
+func (p *poller) launched(arn string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	for old, at := range p.launches {
+		if now.Sub(at) > missingFor {
+			delete(p.launches, old)
+		}
+	}
+	p.launches[arn] = now
 }
 
 // poller returns that of a cluster.
@@ -49,16 +79,15 @@ func (c *Cloud) poller(cluster string) *poller {
 	defer c.mu.Unlock()
 	p := c.pollers[cluster]
 	if p == nil {
-		p = &poller{ecs: c.ecs, cluster: cluster, log: c.Log, asked: map[string][]chan<- answer{}, missing: map[string]time.Time{}}
+		p = &poller{ecs: c.ecs, cluster: cluster, log: c.Log, asked: map[string][]chan<- answer{}, absences: map[string]absence{}, launches: map[string]time.Time{}}
 		c.pollers[cluster] = p
 	}
 	return p
 }
 
 // ask returns what ECS says of the task at the next turn, which begins within a
-// second. If ECS does not know the task, missing says for how long it has been
-// saying so, and is more than zero.
-func (p *poller) ask(ctx context.Context, arn string) (task types.Task, missing time.Duration, err error) {
+// second.
+func (p *poller) ask(ctx context.Context, arn string) (answer, error) {
 	reply := make(chan answer, 1)
 	p.mu.Lock()
 	p.asked[arn] = append(p.asked[arn], reply)
@@ -70,9 +99,9 @@ func (p *poller) ask(ctx context.Context, arn string) (task types.Task, missing 
 	p.mu.Unlock()
 	select {
 	case a := <-reply:
-		return a.task, a.missing, a.err
+		return a, a.err
 	case <-ctx.Done():
-		return types.Task{}, 0, context.Cause(ctx)
+		return answer{}, context.Cause(ctx)
 	}
 }
 
@@ -135,17 +164,21 @@ func (p *poller) describe(arns []string) map[string]answer {
 	now := time.Now()
 	for _, arn := range arns {
 		if _, ok := answers[arn]; ok {
-			delete(p.missing, arn)
+			delete(p.absences, arn)
 			continue
 		}
-		if p.missing[arn].IsZero() {
-			p.missing[arn] = now
+		a := p.absences[arn]
+		if now.Sub(a.last) > missingFor {
+			a.answers = 0 // that was about another time
 		}
-		answers[arn] = answer{missing: max(1, now.Sub(p.missing[arn]))}
+		a.answers, a.last = a.answers+1, now
+		p.absences[arn] = a
+		gone := a.answers >= missingAnswers && now.Sub(p.launches[arn]) > missingFor
+		answers[arn] = answer{missing: true, gone: gone}
 	}
-	for arn, since := range p.missing { // nobody asks for these any more
-		if now.Sub(since) > 2*missingFor {
-			delete(p.missing, arn)
+	for arn, a := range p.absences { // nobody asks for these any more
+		if now.Sub(a.last) > missingFor {
+			delete(p.absences, arn)
 		}
 	}
 	return answers
