@@ -40,6 +40,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
@@ -49,6 +50,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/smithy-go/middleware"
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
@@ -106,6 +108,7 @@ func NewCloud(cfg aws.Config, deployment string, fleetKey ssh.PublicKey) *Cloud 
 			o.RateLimiter = ratelimit.None
 		})
 	}
+	cfg.APIOptions = append(slices.Clip(cfg.APIOptions), boundAttempts)
 	// RunTask has a pace of its own, which has to hear of each refusal.
 	run := cfg.Copy()
 	run.Retryer = func() aws.Retryer {
@@ -131,6 +134,32 @@ func NewCloud(cfg aws.Config, deployment string, fleetKey ssh.PublicKey) *Cloud 
 		pollers:    map[string]*poller{},
 	}
 }
+
+// attemptTimeout bounds each attempt of a call. AWS answers within a second or two,
+// and what it does not answer is best asked again: all calls may be repeated.
+const attemptTimeout = 10 * time.Second
+
+// boundAttempts has the attempts of a call end after attemptTimeout. The SDK bounds
+// nothing but the time to connect, and would wait for an answer for as long as
+// the context allows.
+func boundAttempts(stack *middleware.Stack) error {
+	return stack.Finalize.Insert(middleware.FinalizeMiddlewareFunc("BoundAttempts",
+		func(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (middleware.FinalizeOutput, middleware.Metadata, error) {
+			bounded, cancel := context.WithTimeout(ctx, attemptTimeout)
+			defer cancel()
+			out, metadata, err := next.HandleFinalize(bounded, in)
+			if err != nil && bounded.Err() != nil && ctx.Err() == nil {
+				err = errNoAnswer{}
+			}
+			return out, metadata, err
+		}), "Retry", middleware.After)
+}
+
+// errNoAnswer is an error that the SDK's retryer takes for a timeout of the network.
+type errNoAnswer struct{}
+
+func (errNoAnswer) Error() string { return fmt.Sprintf("no answer within %v", attemptTimeout) }
+func (errNoAnswer) Timeout() bool { return true }
 
 // A Launcher runs the bastions of one profile. Set the fields before first use.
 type Launcher struct {

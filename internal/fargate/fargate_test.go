@@ -1,6 +1,7 @@
 package fargate
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"testing/synctest"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 
+	"github.com/sallyport-ssh/sallyport/internal/awsfake"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 )
 
@@ -90,6 +92,73 @@ func TestStopLater(t *testing.T) {
 				t.Errorf("after one answer: %v", err)
 			}
 			time.Sleep(90 * time.Second)
+		}
+	})
+}
+
+// TestNoAnswer: a call that is never answered is made again.
+func TestNoAnswer(t *testing.T) {
+	for _, action := range []string{"ecs:ListTasks", "ecs:RunTask", "ecs:DescribeTasks", "ecs:StopTask",
+		"ec2:DescribeSubnets", "ec2:DescribeSecurityGroups", "ec2:CreateSecurityGroup", "ec2:RevokeSecurityGroupEgress"} {
+		t.Run(action, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				defer w.end()
+				w.cloud.OnCall = onCall(action, 2, awsfake.Fault{Delay: 24 * time.Hour})
+				began := time.Now()
+				g := w.gateway(isolated)
+				task := g.mustLogin(t, "alice")
+				if _, err := g.Stop(t.Context(), alice.Owner, "a test"); err != nil {
+					t.Errorf("stopping %s: %v", task.ID, err)
+				}
+				w.live()
+				if took := time.Since(began); took > time.Minute {
+					t.Errorf("took %v", took)
+				}
+			})
+		})
+	}
+}
+
+// TestDeletionHangs: while the deletion of a group is not answered, its owner does
+// not wait for longer than she has time.
+func TestDeletionHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		g := w.gateway(isolated)
+		g.mustLogin(t, "alice")
+		if _, err := g.Stop(t.Context(), alice.Owner, "a test"); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.launcher.SweepGroups(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(groupIdle + time.Minute)
+		w.cloud.OnCall = func(c awsfake.Call) awsfake.Fault {
+			if c.Action == "ec2:DeleteSecurityGroup" {
+				return awsfake.Fault{Delay: 24 * time.Hour}
+			}
+			return awsfake.Fault{}
+		}
+		swept := make(chan error)
+		go func() { swept <- g.launcher.SweepGroups(t.Context()) }()
+		time.Sleep(time.Second)
+		short, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		began := time.Now()
+		if _, err := g.launcher.Launch(short, bastion.Launch{Owner: alice.Owner, Generation: 2}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("with five seconds: %v", err)
+		}
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("with five seconds: took %v", took)
+		}
+		g.mustLogin(t, "alice")
+		if took := time.Since(began); took > 2*time.Minute {
+			t.Errorf("took %v", took)
+		}
+		if err := <-swept; err == nil {
+			t.Error("the sweep has not noticed")
 		}
 	})
 }

@@ -659,9 +659,7 @@ func TestGroupFaults(t *testing.T) {
 			}
 			return awsfake.Fault{}
 		}
-		g := w.gateway(func(l *Launcher) {
-			l.Isolate = &Isolation{Ingress: []string{awsfake.SecurityGroup}, Egress: []Rule{{"tcp", 443, 443, "10.0.0.0/8"}}}
-		})
+		g := w.gateway(isolated)
 		for range 40 {
 			if _, err := g.login(t.Context(), "alice"); err == nil {
 				break
@@ -680,9 +678,7 @@ func TestRulesFail(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t)
 			defer w.end()
-			g := w.gateway(func(l *Launcher) {
-				l.Isolate = &Isolation{Ingress: []string{awsfake.SecurityGroup}, Egress: []Rule{{"tcp", 443, 443, "10.0.0.0/8"}}}
-			})
+			g := w.gateway(isolated)
 			w.cloud.Deny("ec2:"+action, true)
 			for range 3 {
 				_, err := g.login(t.Context(), "alice")

@@ -59,9 +59,52 @@ type groups struct {
 }
 
 type group struct {
-	mu    sync.Mutex // held while EC2 is asked about it
-	id    string     // empty: not known
-	users int        // launches under way
+	busy chan struct{} // held while EC2 is asked about it
+
+	mu    sync.Mutex
+	id    string // empty: not known
+	users int    // launches under way
+}
+
+// lock waits for the group, or returns the cause of ctx's end: calls to EC2 can be
+// slow.
+func (g *group) lock(ctx context.Context) error {
+	select {
+	case g.busy <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (g *group) unlock() { <-g.busy }
+
+// use counts the caller among the users of the group, if it is known.
+func (g *group) use() (id string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.id != "" {
+		g.users++
+	}
+	return g.id
+}
+
+func (g *group) release() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.users--
+}
+
+func (g *group) set(id string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.id = id
+}
+
+func (g *group) used() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.users > 0
 }
 
 // of returns the owner's.
@@ -72,7 +115,7 @@ func (g *groups) of(owner bastion.Owner) *group {
 		g.byOwner = map[bastion.Owner]*group{}
 	}
 	if g.byOwner[owner] == nil {
-		g.byOwner[owner] = &group{}
+		g.byOwner[owner] = &group{busy: make(chan struct{}, 1)}
 	}
 	return g.byOwner[owner]
 }
@@ -84,30 +127,23 @@ func (l *Launcher) group(ctx context.Context, owner bastion.Owner) (id string, r
 		return "", func() {}, nil
 	}
 	g := l.groups.of(owner)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.id == "" {
-		made, err := l.makeGroup(ctx, owner)
-		if err != nil { // its rules may not be right yet
-			return "", nil, fmt.Errorf("making a security group for %s: %w", owner, err)
-		}
-		g.id = made
+	if err := g.lock(ctx); err != nil {
+		return "", nil, fmt.Errorf("waiting for the security group of %s: %w", owner, err)
 	}
-	g.users++
-	return g.id, func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		g.users--
-	}, nil
+	defer g.unlock()
+	if id := g.use(); id != "" {
+		return id, g.release, nil
+	}
+	made, err := l.makeGroup(ctx, owner)
+	if err != nil { // its rules may not be right yet
+		return "", nil, fmt.Errorf("making a security group for %s: %w", owner, err)
+	}
+	g.set(made)
+	return g.use(), g.release, nil
 }
 
 // forgetGroup has the next launch look for the owner's group again.
-func (l *Launcher) forgetGroup(owner bastion.Owner) {
-	g := l.groups.of(owner)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.id = ""
-}
+func (l *Launcher) forgetGroup(owner bastion.Owner) { l.groups.of(owner).set("") }
 
 // makeGroup finds or makes the owner's group, and sees to its rules. Killed at any
 // point, it is finished by the next call.
@@ -380,9 +416,11 @@ func (l *Launcher) SweepGroups(ctx context.Context) error {
 
 func (l *Launcher) deleteGroup(ctx context.Context, owner bastion.Owner, id string) error {
 	g := l.groups.of(owner)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.users > 0 {
+	if err := g.lock(ctx); err != nil {
+		return err
+	}
+	defer g.unlock()
+	if g.used() {
 		return nil
 	}
 	_, err := l.Cloud.ec2.DeleteSecurityGroup(ctx, &ec2.DeleteSecurityGroupInput{GroupId: &id})
@@ -393,7 +431,7 @@ func (l *Launcher) deleteGroup(ctx context.Context, owner bastion.Owner, id stri
 	case err != nil && !hasCode(err, "InvalidGroup.NotFound"):
 		return fmt.Errorf("DeleteSecurityGroup %s of %s: %w", id, owner, classify(err))
 	}
-	g.id = ""
+	g.set("")
 	l.Cloud.Log.Info("security group deleted", "owner", owner, "group", id)
 	return nil
 }

@@ -118,6 +118,11 @@ func (g gateway) mustLogin(t testing.TB, user string) bastion.Task {
 	return task
 }
 
+// isolated gives a launcher's users security groups.
+func isolated(l *Launcher) {
+	l.Isolate = &Isolation{Ingress: []string{awsfake.SecurityGroup}, Egress: []Rule{{"tcp", 443, 443, "10.0.0.0/8"}}}
+}
+
 // calls counts those since from, by action.
 func (w *world) calls(from int) map[string]int {
 	counts := map[string]int{}
