@@ -592,6 +592,11 @@ func (c *Cloud) describeTasks(body []byte) (any, *apiError) {
 	}
 	out := taskList{Tasks: []any{}, Failures: []failure{}}
 	for _, name := range in.Tasks {
+		if failed := ofCluster(cluster, name); failed != nil {
+			return nil, failed
+		}
+	}
+	for _, name := range in.Tasks {
 		t := c.find(cluster, name)
 		if t == nil || time.Since(t.created) < c.MissingFor {
 			out.Failures = append(out.Failures, failure{taskARN(cluster, name), "MISSING"})
@@ -600,6 +605,18 @@ func (c *Cloud) describeTasks(body []byte) (any, *apiError) {
 		out.Tasks = append(out.Tasks, t.json(slices.Contains(in.Include, "TAGS")))
 	}
 	return out, nil
+}
+
+var longARN = regexp.MustCompile(`^arn:[^:]*:ecs:([^:]*):[^:]*:task/([^/]+)/`)
+
+// ofCluster refuses to look for a task in another cluster than its ARN names.
+func ofCluster(cluster, name string) *apiError {
+	if m := longARN.FindStringSubmatch(name); m != nil && m[2] != cluster {
+		return refuse("InvalidParameterException", "Invalid identifier: Identifier is for cluster %s. Your cluster is %s", m[2], cluster)
+	} else if m != nil && m[1] != Region {
+		return refuse("InvalidParameterException", "Invalid identifier: Identifier is for region %s. Your accountId is %s", m[1], Account)
+	}
+	return nil
 }
 
 // taskARN returns the ARN of a task that is named by it or by its id.
@@ -702,6 +719,9 @@ func (c *Cloud) stopTask(body []byte) (any, *apiError) {
 	}
 	cluster, failed := c.cluster(in.Cluster)
 	if failed != nil {
+		return nil, failed
+	}
+	if failed := ofCluster(cluster, in.Task); failed != nil {
 		return nil, failed
 	}
 	t := c.find(cluster, in.Task)

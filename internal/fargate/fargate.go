@@ -449,6 +449,10 @@ func alive(t types.Task) bool {
 // error wraps errMissing if ECS does not know it, and ErrGone, too, once it can be
 // sure to be none that was just launched.
 func (l *Launcher) describe(ctx context.Context, arn string) (types.Task, error) {
+	// The configuration named another cluster once.
+	if cluster := clusterOf(arn); cluster != "" && cluster != shortName(l.Cluster) {
+		return types.Task{}, fmt.Errorf("task %s: %w: it is in another cluster than %s", arn, bastion.ErrGone, l.Cluster)
+	}
 	a, err := l.Cloud.poller(l.Cluster).ask(ctx, arn)
 	switch {
 	case err != nil:
@@ -477,14 +481,18 @@ func (l *Launcher) find(ctx context.Context, arn string) (types.Task, error) {
 // that there is no such task; so it has to say so for as long as it takes to be
 // sure.
 func (l *Launcher) Stop(ctx context.Context, _ bastion.Owner, taskID string) error {
+	cluster := cmp.Or(clusterOf(taskID), l.Cluster) // it may be in one that the configuration named before
 	for try := 1; ; try++ {
 		_, err := l.Cloud.ecs.StopTask(ctx, &ecs.StopTaskInput{
-			Cluster: &l.Cluster,
+			Cluster: &cluster,
 			Task:    &taskID,
 			Reason:  aws.String("stopped by sallyport"),
 		})
 		if err == nil {
 			return nil
+		}
+		if hasCode(err, "ClusterNotFoundException") && cluster != l.Cluster {
+			return nil // it was deleted, which it can be once no task is in it
 		}
 		if !notFound(err) {
 			return fmt.Errorf("StopTask %s: %w", taskID, classify(err))

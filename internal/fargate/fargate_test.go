@@ -3,6 +3,8 @@ package fargate
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -159,6 +161,52 @@ func TestDeletionHangs(t *testing.T) {
 		}
 		if err := <-swept; err == nil {
 			t.Error("the sweep has not noticed")
+		}
+	})
+}
+
+// TestOtherCluster: the ledger knows tasks of a cluster, or a Region, that the
+// configuration named before. They are gone, and nobody else is kept waiting.
+func TestOtherCluster(t *testing.T) {
+	for _, arn := range []string{
+		"arn:aws:ecs:eu-west-1:123456789012:task/old/0123456789abcdef0123456789abcdef",
+		"arn:aws:ecs:eu-north-1:123456789012:task/sallyport/0123456789abcdef0123456789abcdef",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			defer w.end()
+			ledger := &bastion.Memory{}
+			g := w.dialer(ledger, nil)
+			for i := range 5 {
+				old := bastion.Task{ID: fmt.Sprintf("%s%d", arn[:len(arn)-1], i), Generation: 1, Addr: "10.0.9.9:2022"}
+				if _, err := ledger.Swap(t.Context(), bastion.Owner{User: user(i), Profile: "default"}, bastion.Entry{}, bastion.Entry{Generation: 1, State: bastion.Running, Task: old}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := loginAll(t, g, 0, 20); n > 0 {
+				t.Errorf("%d of 20 failed", n)
+			}
+			if calls := w.calls(0)["ecs:DescribeTasks"]; calls > 60 {
+				t.Errorf("%d calls of DescribeTasks", calls)
+			}
+		})
+	}
+}
+
+// TestStopInOtherCluster: what runs in the cluster of before is stopped there; if
+// there is no such cluster, nothing runs.
+func TestStopInOtherCluster(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		task := w.gateway(nil).mustLogin(t, "alice")
+		other := w.dialer(&bastion.Memory{}, func(l *Launcher) { l.Cluster = "new" }).launcher
+		if err := other.Stop(t.Context(), alice.Owner, task.ID); err != nil {
+			t.Error(err)
+		}
+		w.live()
+		if err := other.Stop(t.Context(), alice.Owner, strings.Replace(task.ID, "task/sallyport/", "task/deleted/", 1)); err != nil {
+			t.Error(err)
 		}
 	})
 }

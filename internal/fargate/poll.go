@@ -12,6 +12,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+
+	"github.com/sallyport-ssh/sallyport/internal/bastion"
 )
 
 const (
@@ -148,6 +150,18 @@ func (p *poller) describe(arns []string) map[string]answer {
 	defer cancel()
 	out, err := p.ecs.DescribeTasks(ctx, &ecs.DescribeTasksInput{Cluster: &p.cluster, Tasks: arns})
 	answers := make(map[string]answer, len(arns))
+	// One that ECS takes for no task of the cluster spoils the answer for all:
+	// "Invalid identifier: Identifier is for cluster X. Your cluster is Y".
+	if hasCode(err, "InvalidParameterException") {
+		if len(arns) == 1 {
+			answers[arns[0]] = answer{err: fmt.Errorf("task %s: %w: DescribeTasks in cluster %s: %w", arns[0], bastion.ErrGone, p.cluster, err)}
+			return answers
+		}
+		half := len(arns) / 2
+		answers = p.describe(arns[:half])
+		maps.Copy(answers, p.describe(arns[half:]))
+		return answers
+	}
 	if err != nil {
 		err = fmt.Errorf("DescribeTasks in cluster %s: %w", p.cluster, classify(err))
 		p.log.Warn("cannot tell how bastions are", "tasks", len(arns), "err", err)

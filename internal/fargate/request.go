@@ -129,10 +129,22 @@ func (l *Launcher) subnet(want bastion.Launch) string {
 // token returns the client token of a generation: 52 characters. The agent knows
 // it as its principal, which cannot be the task's ARN: that is not known before.
 func (l *Launcher) token(owner bastion.Owner, generation int64) string {
-	// A cluster can be named in two ways.
-	cluster := l.Cluster[strings.LastIndexByte(l.Cluster, '/')+1:]
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%s\n%s\n%d", cluster, l.Cloud.deployment, owner.User, owner.Profile, generation))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%s\n%s\n%d", shortName(l.Cluster), l.Cloud.deployment, owner.User, owner.Profile, generation))
 	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:]))
+}
+
+// shortName returns the name of a cluster, which may be given by its ARN.
+func shortName(cluster string) string { return cluster[strings.LastIndexByte(cluster, '/')+1:] }
+
+// clusterOf returns the name of the cluster that a task is in, by its ARN; empty if
+// it does not say (as those in the format from before 2018).
+func clusterOf(task string) string {
+	_, path, _ := strings.Cut(task, ":task/")
+	cluster, _, ok := strings.Cut(path, "/")
+	if !ok {
+		return ""
+	}
+	return cluster
 }
 
 // startedBy is the same for all tasks of a deployment: ListTasks can filter by it
