@@ -47,6 +47,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
@@ -389,7 +390,11 @@ func (l *Launcher) addresses(ctx context.Context, tasks []types.Task) (map[strin
 		}
 	}
 	for some := range slices.Chunk(slices.Sorted(maps.Keys(interfaces)), describeMax) {
-		out, err := l.Cloud.ec2.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{NetworkInterfaceIds: some})
+		// By the parameter NetworkInterfaceIds, one that is gone would be an
+		// error for all; a filter passes over it.
+		out, err := l.Cloud.ec2.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{
+			Filters: []ec2types.Filter{{Name: aws.String("network-interface-id"), Values: some}},
+		})
 		if err != nil {
 			return addrs, fmt.Errorf("DescribeNetworkInterfaces: %w", classify(err))
 		}

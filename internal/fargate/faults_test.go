@@ -728,9 +728,38 @@ func TestPublicIP(t *testing.T) {
 		if !strings.HasPrefix(task.Addr, "203.") {
 			t.Errorf("address %s", task.Addr)
 		}
-		time.Sleep(5 * time.Second) // until ECS says that it runs
+		for i := range 150 { // more than one call may ask for
+			if _, err := g.launcher.Launch(t.Context(), bastion.Launch{Owner: bastion.Owner{User: user(i), Profile: "default"}, Generation: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Minute) // until ECS says that they run
+		all, err := g.launcher.List(t.Context())
+		if err != nil || len(all) != 151 {
+			t.Fatalf("listed %d, %v", len(all), err)
+		}
+		// An interface goes before its task is seen to stop.
+		tasks, err := g.launcher.Cloud.list(t.Context(), g.launcher.Cluster)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range all[75:] {
+			w.cloud.Stop(o.Task.ID, "EssentialContainerExited", "")
+		}
+		time.Sleep(time.Minute)
+		addrs, err := g.launcher.addresses(t.Context(), tasks)
+		if err != nil || len(addrs) != 75 {
+			t.Errorf("%d addresses, %v; want those of 75", len(addrs), err)
+		}
+		for _, o := range all[:75] {
+			if o.Task.Addr == "" || addrs[o.Task.ID] != o.Task.Addr {
+				t.Errorf("%s: address %q, and then %q", o.Owner, o.Task.Addr, addrs[o.Task.ID])
+			}
+		}
 		found, err := g.launcher.List(t.Context())
-		if err != nil || len(found) != 1 || found[0].Task.Addr != task.Addr || found[0].Task.Generation != 1 {
+		if err != nil || len(found) != 75 || !slices.ContainsFunc(found, func(o bastion.OwnedTask) bool {
+			return o.Owner.User == "alice" && o.Task.Addr == task.Addr && o.Task.Generation == 1
+		}) {
 			t.Errorf("listed %+v, %v", found, err)
 		}
 	})
