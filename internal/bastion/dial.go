@@ -594,12 +594,14 @@ func (d *Dialer) reach(ctx context.Context, launcher Launcher, owner Owner, task
 		case gone != nil:
 			return nil, fmt.Errorf("%w: %w", gone, err)
 		}
-		if errors.Is(err, ErrHostKey) {
+		if errors.Is(err, ErrHostKey) || errors.Is(err, errRefused) {
 			// A task that is dead explains it: its address belongs to somebody
 			// else by now.
 			if gone := d.alive(ctx, launcher, owner, task.ID); errors.Is(gone, ErrGone) {
 				return nil, gone
 			}
+		}
+		if errors.Is(err, ErrHostKey) {
 			d.Log.Error("SOMETHING ELSE ANSWERS IN PLACE OF A BASTION: it shows another host key; not logging in to it",
 				"owner", owner, "task", task.ID, "addr", task.Addr, "err", err)
 			return nil, err

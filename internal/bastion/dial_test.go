@@ -251,6 +251,31 @@ func TestDeadTaskMakesWay(t *testing.T) {
 	}
 }
 
+// TestAddressOfAnother: a gateway has adopted a bastion, whose host key it does not
+// know, and when that has ended, another user's bastion has its address.
+func TestAddressOfAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		w.noKey = true
+		mustDial(t, newDialer(w, &Memory{}), nil)
+		d := newDialer(w, &Memory{})
+		if err := d.Adopt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.killIf(func(*fakeTask) bool { return true })
+		w.launch(Launch{Owner: Owner{"bob", "default"}, Generation: 1})
+		w.task(1).Addr = w.task(0).Addr
+		w.task(1).listens = time.Now()
+		if task := mustDial(t, d, nil); task.Generation != 2 {
+			t.Errorf("got %+v", task)
+		}
+		if len(w.task(1).logins) != 0 {
+			t.Errorf("somebody got in to the other's bastion: %v", w.task(1).logins)
+		}
+	})
+}
+
 func TestRefusingForAMoment(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
