@@ -303,10 +303,14 @@ func tidy(ctx context.Context, dialer *bastion.Dialer, log *slog.Logger) {
 		}
 		err := safely(func() error {
 			err := dialer.Sweep(ctx)
+			var launchers []*fargate.Launcher
 			for _, profile := range dialer.Profiles {
 				if launcher, ok := profile.Launcher.(*fargate.Launcher); ok {
-					err = errors.Join(err, launcher.SweepGroups(ctx))
+					launchers = append(launchers, launcher)
 				}
+			}
+			if len(launchers) > 0 {
+				err = errors.Join(err, launchers[0].Cloud.Sweep(ctx, launchers...))
 			}
 			return err
 		})

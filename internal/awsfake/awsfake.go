@@ -299,6 +299,13 @@ func (c *Cloud) Set(f func()) {
 	f()
 }
 
+// AddCluster makes another cluster.
+func (c *Cloud) AddCluster(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.clusters[name] = true
+}
+
 // Deny takes a permission, such as "ecs:RunTask" or "iam:PassRole", from the
 // caller, or with false gives it back.
 func (c *Cloud) Deny(action string, denied bool) {

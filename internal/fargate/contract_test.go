@@ -219,7 +219,7 @@ func TestContract(t *testing.T) {
 			}
 		})
 		part("group in use stays", func(t *testing.T) {
-			if err := isolated.deleteGroup(t.Context(), carol, aws.ToString(groupsOf(t)[0].GroupId)); err != nil {
+			if err := isolated.Cloud.deleteGroup(t.Context(), carol, aws.ToString(groupsOf(t)[0].GroupId)); err != nil {
 				t.Error(err)
 			}
 			if len(groupsOf(t)) != 1 {
@@ -232,14 +232,14 @@ func TestContract(t *testing.T) {
 			}
 		}
 		eventually(t, func() bool {
-			if err := isolated.SweepGroups(t.Context()); err != nil {
+			if err := isolated.Cloud.Sweep(t.Context(), isolated); err != nil {
 				t.Fatal(err)
 			}
-			isolated.groups.mu.Lock()
-			for id := range isolated.groups.unused { // an hour later
-				isolated.groups.unused[id] = time.Now().Add(-groupIdle)
+			isolated.Cloud.groups.mu.Lock()
+			for id := range isolated.Cloud.groups.unused { // an hour later
+				isolated.Cloud.groups.unused[id] = time.Now().Add(-groupIdle)
 			}
-			isolated.groups.mu.Unlock()
+			isolated.Cloud.groups.mu.Unlock()
 			return len(groupsOf(t)) == 0
 		})
 	})

@@ -43,6 +43,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/config"
@@ -80,8 +81,10 @@ type Cloud struct {
 	sts        *sts.Client
 	pace       *pace
 
-	mu      sync.Mutex
-	pollers map[string]*poller // by cluster
+	mu       sync.Mutex
+	pollers  map[string]*poller // by cluster
+	listings map[string]listing // by cluster
+	groups   groups
 }
 
 // Load finds the Region and the credentials as all AWS tools do: environment,
@@ -133,6 +136,7 @@ func NewCloud(cfg aws.Config, deployment string, fleetKey ssh.PublicKey) *Cloud 
 		sts:        sts.NewFromConfig(cfg),
 		pace:       newPace(),
 		pollers:    map[string]*poller{},
+		listings:   map[string]listing{},
 	}
 }
 
@@ -206,7 +210,7 @@ type Launcher struct {
 	MaxSessions int
 
 	breaker breaker
-	groups  groups
+	vpc     vpc // of the subnets; for Isolate
 }
 
 // Launch implements [bastion.Launcher]. It returns as soon as the task has an
@@ -275,6 +279,7 @@ func (l *Launcher) runTask(ctx context.Context, in *ecs.RunTaskInput, admitted *
 		switch {
 		case err == nil && len(out.Tasks) > 0:
 			l.Cloud.poller(l.Cluster).launched(aws.ToString(out.Tasks[0].TaskArn))
+			l.Cloud.outdate(l.Cluster)
 			return out.Tasks[0], nil
 		case err == nil:
 			// ECS remembers this answer, so the generation is used up.
@@ -494,6 +499,7 @@ func (l *Launcher) Stop(ctx context.Context, _ bastion.Owner, taskID string) err
 			Reason:  aws.String("stopped by sallyport"),
 		})
 		if err == nil {
+			l.Cloud.outdate(l.Cluster)
 			return nil
 		}
 		if hasCode(err, "ClusterNotFoundException") && cluster != l.Cluster {
@@ -541,8 +547,33 @@ func (l *Launcher) List(ctx context.Context) ([]bastion.OwnedTask, error) {
 	return found, err
 }
 
-// list returns the tasks of this deployment that ECS says are to run.
+// A listing is what ECS has said of a cluster at some moment.
+type listing struct {
+	at    time.Time
+	tasks []types.Task
+}
+
+// listingFor is how long a listing is as good as a new one: long enough for the
+// profiles of a gateway, of which each wants to see its own tasks. ECS itself may
+// be later.
+const listingFor = time.Second
+
+// outdate has the next list ask ECS, since this process has changed what it says.
+func (c *Cloud) outdate(cluster string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.listings, cluster)
+}
+
+// list returns the tasks of this deployment that ECS says are to run, with
+// CreatedAt by the clock of this machine.
 func (c *Cloud) list(ctx context.Context, cluster string) ([]types.Task, error) {
+	c.mu.Lock()
+	last := c.listings[cluster]
+	c.mu.Unlock()
+	if time.Since(last.at) < listingFor {
+		return slices.Clone(last.tasks), nil
+	}
 	seen := map[string]bool{}
 	var arns []string
 	// ListTasks takes no other filter beside startedBy, and by default gives
@@ -566,7 +597,21 @@ func (c *Cloud) list(ctx context.Context, cluster string) ([]types.Task, error) 
 		if err != nil {
 			return tasks, fmt.Errorf("DescribeTasks in cluster %s: %w", cluster, classify(err))
 		}
-		tasks = append(tasks, out.Tasks...)
+		// AWS's clock and this one may differ, by more than a bastion may
+		// be too old.
+		var ahead time.Duration
+		if there, ok := awsmiddleware.GetServerTime(out.ResultMetadata); ok {
+			ahead = time.Since(there)
+		}
+		for _, task := range out.Tasks {
+			if task.CreatedAt != nil {
+				task.CreatedAt = aws.Time(task.CreatedAt.Add(ahead))
+			}
+			tasks = append(tasks, task)
+		}
 	}
-	return tasks, nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.listings[cluster] = listing{time.Now(), tasks}
+	return slices.Clone(tasks), nil
 }

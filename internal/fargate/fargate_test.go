@@ -133,7 +133,7 @@ func TestDeletionHangs(t *testing.T) {
 		if _, err := g.Stop(t.Context(), alice.Owner, "a test"); err != nil {
 			t.Fatal(err)
 		}
-		if err := g.launcher.SweepGroups(t.Context()); err != nil {
+		if err := g.launcher.Cloud.Sweep(t.Context(), g.launcher); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(groupIdle + time.Minute)
@@ -144,7 +144,7 @@ func TestDeletionHangs(t *testing.T) {
 			return awsfake.Fault{}
 		}
 		swept := make(chan error)
-		go func() { swept <- g.launcher.SweepGroups(t.Context()) }()
+		go func() { swept <- g.launcher.Cloud.Sweep(t.Context(), g.launcher) }()
 		time.Sleep(time.Second)
 		short, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()

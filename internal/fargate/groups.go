@@ -19,9 +19,6 @@ import (
 )
 
 const (
-	// groupIdle is how long an owner must have had no bastion for her
-	// security group to be deleted.
-	groupIdle = time.Hour
 	// groupKnown is how long EC2 may take to know a group it has just made.
 	groupKnown = 20 * time.Second
 )
@@ -31,7 +28,7 @@ const (
 // by the next: the second start costs no call more than without.
 //
 // A group is brought to the rules given here the first time that a process uses
-// it. It is deleted by [Launcher.SweepGroups].
+// it. It is deleted by [Cloud.Sweep].
 type Isolation struct {
 	// Ingress is who may connect to agents: ids of security groups, and
 	// networks as CIDRs; the gateway's.
@@ -54,7 +51,6 @@ type Rule struct {
 type groups struct {
 	mu      sync.Mutex
 	byOwner map[bastion.Owner]*group
-	vpc     string
 	unused  map[string]time.Time // since when, by id
 }
 
@@ -126,7 +122,7 @@ func (l *Launcher) group(ctx context.Context, owner bastion.Owner) (id string, r
 	if l.Isolate == nil {
 		return "", func() {}, nil
 	}
-	g := l.groups.of(owner)
+	g := l.Cloud.groups.of(owner)
 	if err := g.lock(ctx); err != nil {
 		return "", nil, fmt.Errorf("waiting for the security group of %s: %w", owner, err)
 	}
@@ -143,7 +139,7 @@ func (l *Launcher) group(ctx context.Context, owner bastion.Owner) (id string, r
 }
 
 // forgetGroup has the next launch look for the owner's group again.
-func (l *Launcher) forgetGroup(owner bastion.Owner) { l.groups.of(owner).set("") }
+func (l *Launcher) forgetGroup(owner bastion.Owner) { l.Cloud.groups.of(owner).set("") }
 
 // makeGroup finds or makes the owner's group, and sees to its rules. Killed at any
 // point, it is finished by the next call.
@@ -192,13 +188,19 @@ func (l *Launcher) makeGroup(ctx context.Context, owner bastion.Owner) (string, 
 	return aws.ToString(found.GroupId), l.fixRules(ctx, found)
 }
 
+// A vpc is one that is looked up at first use.
+type vpc struct {
+	mu sync.Mutex
+	id string
+}
+
 // findVPC returns the VPC of the subnets.
 func (l *Launcher) findVPC(ctx context.Context) (string, error) {
-	l.groups.mu.Lock()
-	vpc := l.groups.vpc
-	l.groups.mu.Unlock()
-	if vpc != "" {
-		return vpc, nil
+	l.vpc.mu.Lock()
+	id := l.vpc.id
+	l.vpc.mu.Unlock()
+	if id != "" {
+		return id, nil
 	}
 	out, err := l.Cloud.ec2.DescribeSubnets(ctx, &ec2.DescribeSubnetsInput{SubnetIds: l.Subnets[:1]})
 	if err != nil {
@@ -207,11 +209,10 @@ func (l *Launcher) findVPC(ctx context.Context) (string, error) {
 	if len(out.Subnets) != 1 || aws.ToString(out.Subnets[0].VpcId) == "" {
 		return "", fmt.Errorf("%w: EC2 does not know the subnet %s", bastion.ErrConfig, l.Subnets[0])
 	}
-	vpc = *out.Subnets[0].VpcId
-	l.groups.mu.Lock()
-	l.groups.vpc = vpc
-	l.groups.mu.Unlock()
-	return vpc, nil
+	l.vpc.mu.Lock()
+	defer l.vpc.mu.Unlock()
+	l.vpc.id = *out.Subnets[0].VpcId
+	return l.vpc.id, nil
 }
 
 // findGroup returns nil if there is none of that name.
@@ -352,88 +353,6 @@ func difference(want, have []Rule) (missing, extra []Rule) {
 		}
 	}
 	return missing, extra
-}
-
-// SweepGroups deletes the security groups of those owners who have had no bastion
-// for an hour, as far as this process has seen. A group that is still in use, or
-// whose network interface has not gone yet, is left for the next time. It does
-// nothing if owners have no groups.
-func (l *Launcher) SweepGroups(ctx context.Context) error {
-	if l.Isolate == nil {
-		return nil
-	}
-	tasks, err := l.List(ctx)
-	if err != nil {
-		return err
-	}
-	busy := map[bastion.Owner]bool{}
-	for _, t := range tasks {
-		busy[t.Owner] = true
-	}
-	var found []types.SecurityGroup
-	pages := ec2.NewDescribeSecurityGroupsPaginator(l.Cloud.ec2, &ec2.DescribeSecurityGroupsInput{
-		Filters: []types.Filter{filter("tag:sallyport:deployment", l.Cloud.deployment), filter("tag:sallyport:profile", l.Profile)},
-	})
-	for pages.HasMorePages() {
-		page, err := pages.NextPage(ctx)
-		if err != nil {
-			return fmt.Errorf("DescribeSecurityGroups of deployment %s: %w", l.Cloud.deployment, classify(err))
-		}
-		found = append(found, page.SecurityGroups...)
-	}
-
-	now := time.Now()
-	unused := map[string]time.Time{}
-	l.groups.mu.Lock()
-	before := l.groups.unused
-	l.groups.unused = unused
-	l.groups.mu.Unlock()
-	var errs []error
-	for _, g := range found {
-		owner := bastion.Owner{Profile: l.Profile}
-		for _, tag := range g.Tags {
-			if aws.ToString(tag.Key) == "sallyport:user" {
-				owner.User = aws.ToString(tag.Value)
-			}
-		}
-		id := aws.ToString(g.GroupId)
-		if owner.User == "" || busy[owner] {
-			continue
-		}
-		since, ok := before[id]
-		if !ok {
-			since = now
-		}
-		unused[id] = since
-		if now.Sub(since) >= groupIdle {
-			if err := l.deleteGroup(ctx, owner, id); err != nil {
-				errs = append(errs, err)
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (l *Launcher) deleteGroup(ctx context.Context, owner bastion.Owner, id string) error {
-	g := l.groups.of(owner)
-	if err := g.lock(ctx); err != nil {
-		return err
-	}
-	defer g.unlock()
-	if g.used() {
-		return nil
-	}
-	_, err := l.Cloud.ec2.DeleteSecurityGroup(ctx, &ec2.DeleteSecurityGroupInput{GroupId: &id})
-	switch {
-	case hasCode(err, "DependencyViolation"):
-		l.Cloud.Log.Info("security group is still in use", "owner", owner, "group", id)
-		return nil
-	case err != nil && !hasCode(err, "InvalidGroup.NotFound"):
-		return fmt.Errorf("DeleteSecurityGroup %s of %s: %w", id, owner, classify(err))
-	}
-	g.set("")
-	l.Cloud.Log.Info("security group deleted", "owner", owner, "group", id)
-	return nil
 }
 
 // hasCode reports whether AWS has answered with an error of that code.
