@@ -159,6 +159,7 @@ const (
 	NoStorage  = "Timeout waiting for EphemeralStorage provisioning to complete."
 	SpotTaken  = "Your Spot Task was interrupted."
 	Retired    = "ECS is performing maintenance on the underlying infrastructure hosting the task."
+	NoLogGroup = "ResourceInitializationError: failed to validate logger args: create stream has been retried 1 times: failed to create Cloudwatch log stream: ResourceNotFoundException: The specified log group does not exist. : exit status 1"
 	NoSecrets  = "ResourceInitializationError: unable to pull secrets or registry auth: execution resource retrieval failed"
 )
 

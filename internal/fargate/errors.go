@@ -40,9 +40,9 @@ var reasons = []struct {
 	{"image manifest", bastion.ErrImage},
 	{"is not authorized to perform", bastion.ErrDenied},
 	{"unable to assume", bastion.ErrDenied}, // a role
+	{"does not exist", bastion.ErrConfig},   // "The subnet ID 'subnet-x' does not exist", "The specified log group does not exist."
 	{"resourceinitializationerror", bastion.ErrPlatform},
 	{"task definition", bastion.ErrConfig}, // "Unable to describe task definition."
-	{"does not exist", bastion.ErrConfig},  // subnets, groups: "The subnet ID 'subnet-x' does not exist"
 	{"not found", bastion.ErrConfig},
 }
 

@@ -89,6 +89,8 @@ func TestStopped(t *testing.T) {
 		{types.TaskStopCodeTaskFailedToStart, "Task failed to start", "CannotPullContainerError: inspect image has been retried 1 time(s)", bastion.ErrImage},
 		{types.TaskStopCodeTaskFailedToStart, "ResourceInitializationError: unable to pull secrets or registry auth: execution resource retrieval failed", "", bastion.ErrSecrets},
 		{types.TaskStopCodeTaskFailedToStart, "ResourceInitializationError: failed to invoke EFS utils", "", bastion.ErrPlatform},
+		{types.TaskStopCodeTaskFailedToStart, "ResourceInitializationError: failed to validate logger args: create stream has been retried 1 times: failed to create Cloudwatch log stream: ResourceNotFoundException: The specified log group does not exist. : exit status 1", "", bastion.ErrConfig},
+		{types.TaskStopCodeTaskFailedToStart, "ResourceInitializationError: failed to validate logger args: AccessDeniedException: User: arn:aws:sts::123456789012:assumed-role/execution/1 is not authorized to perform: logs:CreateLogStream on resource: arn:aws:logs:eu-west-1:123456789012:log-group:/sallyport/bastions", "", bastion.ErrDenied},
 		{types.TaskStopCodeTaskFailedToStart, "Unexpected EC2 error while attempting to Create Network Interface in subnet 'subnet-1': InsufficientFreeAddressesInSubnet", "", bastion.ErrPlatform},
 		{types.TaskStopCodeTerminationNotice, "Your Spot Task was interrupted.", "", bastion.ErrCapacity},
 		{types.TaskStopCodeSpotInterruption, "Your Spot Task was interrupted.", "", bastion.ErrCapacity},

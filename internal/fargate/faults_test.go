@@ -125,6 +125,7 @@ func TestDiesInEachState(t *testing.T) {
 		{awsfake.Fate{FailIn: "PROVISIONING", Reason: awsfake.NoENI}, bastion.ErrPlatform, 2},
 		{awsfake.Fate{FailIn: "PENDING", Reason: awsfake.NoImage}, bastion.ErrImage, 1},
 		{awsfake.Fate{FailIn: "PENDING", Reason: awsfake.NoSecrets}, bastion.ErrSecrets, 1},
+		{awsfake.Fate{FailIn: "PENDING", Reason: awsfake.NoLogGroup}, bastion.ErrConfig, 1},
 		{awsfake.Fate{FailIn: "ACTIVATING", Reason: "CannotStartContainerError: something"}, bastion.ErrGone, 2},
 		{awsfake.Fate{FailIn: "RUNNING", Reason: "Essential container in task exited"}, bastion.ErrGone, 2},
 	} {
