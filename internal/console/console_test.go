@@ -235,7 +235,7 @@ func TestCommands(t *testing.T) {
 			{"alice", "status", 0, "default  running", ""},
 			{"carol", "status", 0, "No bastion of yours is running", ""},
 			{"carol", "status --json", 0, "[]\n", ""},
-			{"alice", "status --json", 0, `[{"profile":"default","state":"running","since":"2000-01-01T00:00:00Z","generation":7,"task":"task/of/alice","idle_seconds":900,"max_life_seconds":43200,"connections":1}]`, ""},
+			{"alice", "status --json", 0, `[{"profile":"default","state":"running","since":"2000-01-01T00:00:00Z","generation":7,"task":"alice","idle_seconds":900,"max_life_seconds":43200,"connections":1}]`, ""},
 			{"alice", "sessions", 0, "evil", ""},
 			{"alice", "sessions", 0, "session: exec printf '?[2J'", ""},
 			{"alice", "sessions", 0, "(this one)", ""},

@@ -145,3 +145,15 @@ func TestRecent(t *testing.T) {
 		t.Errorf("%d users", len(r.users))
 	}
 }
+
+func TestVisibleTask(t *testing.T) {
+	for id, want := range map[string]string{
+		"": "",
+		"arn:aws:ecs:eu-west-1:123456789012:task/sallyport/0123456789abcdef0123456789abcdef": "0123456789abcdef0123456789abcdef",
+		"alice-default-1": "alice-default-1",
+	} {
+		if got := visible(audit.Event{Task: id}).Task; got != want {
+			t.Errorf("%q is shown as %q, want %q", id, got, want)
+		}
+	}
+}

@@ -145,7 +145,7 @@ func visible(e audit.Event) event {
 		Time: e.Time, Event: e.Type, Conn: clip(e.Conn), Profile: clip(e.Profile), Key: clip(e.Key),
 		Command: clip(e.Command), Subsystem: clip(e.Subsystem), Kind: clip(e.Kind), Destination: clip(e.Destination),
 		Listener: clip(e.Listener), Rule: clip(e.Rule), By: clip(e.By), ExitStatus: e.ExitStatus, ExitSignal: clip(e.ExitSignal),
-		Task: clip(e.Task), Generation: e.Generation, from: e.Client.Addr(),
+		Task: clip(lastPart(e.Task)), Generation: e.Generation, from: e.Client.Addr(),
 	}
 	if e.Client.IsValid() {
 		out.Client = e.Client.String()

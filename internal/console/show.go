@@ -68,6 +68,7 @@ func (s *session) status(c call) error {
 	for _, b := range mine {
 		e := describe(b, connections)
 		e.User = ""
+		e.Task = lastPart(e.Task)
 		entries = append(entries, e)
 	}
 	if c.json {
@@ -92,8 +93,12 @@ func task(id string) string {
 	if id == "" {
 		return "-"
 	}
-	return id[strings.LastIndexByte(id, '/')+1:]
+	return lastPart(id)
 }
+
+// lastPart leaves out of an ARN the account and the cluster, which are for admins
+// only.
+func lastPart(id string) string { return id[strings.LastIndexByte(id, '/')+1:] }
 
 // connectionJSON is a connection.
 type connectionJSON struct {
