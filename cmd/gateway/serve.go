@@ -136,13 +136,14 @@ func checkAWS(ctx context.Context, cfg *config.Gateway, out io.Writer) error {
 				verdict = "MISSING"
 			case f.Err != nil:
 				verdict = "FAILED"
+			case f.Unseen != "":
+				verdict = f.Unseen
 			}
 			fmt.Fprintf(out, "  %-36s %s\n", f.Action, verdict)
 			if f.Err != nil {
 				problems = append(problems, fmt.Errorf("profile %s: %s: %w", name, f.Action, f.Err))
 			}
 		}
-		fmt.Fprintf(out, "  %-36s only seen when a task starts\n", "iam:PassRole")
 	}
 	return errors.Join(problems...)
 }

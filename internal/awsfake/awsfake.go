@@ -206,6 +206,8 @@ type Cloud struct {
 	// Buckets throttle, as [Documented] and [DocumentedRunTask]; there is one
 	// more, "ec2", for all actions of EC2. By default nothing does.
 	Buckets map[string]Bucket
+	// Policy, if not nil, is what the caller may do; by default it may do all.
+	Policy *Policy
 	// ClockOffset is how far AWS's clock is ahead.
 	ClockOffset time.Duration
 	// OnCall, if not nil, decides what goes wrong with a call. It is called by
@@ -538,7 +540,7 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) bool {
 		failed = c.throttle(action, in)
 	}
 	if failed == nil {
-		failed = c.authorize(action, in, form)
+		failed = c.authorize(action, in, body, form)
 	}
 	if failed == nil {
 		c.mu.Lock()
@@ -567,37 +569,15 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request) bool {
 }
 
 // authorize is IAM.
-func (c *Cloud) authorize(action string, in runTask, form url.Values) *apiError {
+func (c *Cloud) authorize(action string, in runTask, body []byte, form url.Values) *apiError {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	missing, resource := "", "*"
-	deny := func(action, on string) {
-		if missing == "" && c.denied[action] {
-			missing, resource = action, on
+	for _, n := range c.needs(action, in, body, form) {
+		if c.denied[n.action] || c.Policy != nil && !c.Policy.allows(n) {
+			missing, resource = n.action, n.resource
+			break
 		}
-	}
-	deny(action, "*")
-	switch {
-	case action == "ecs:RunTask":
-		def := c.definitions[c.pinned(in.TaskDefinition)]
-		if missing != "" && def.TaskDefinitionArn != "" {
-			resource = def.TaskDefinitionArn
-		}
-		taskRole := def.TaskRole
-		var o overrides
-		if json.Unmarshal(in.Overrides, &o) == nil && o.TaskRole != "" {
-			taskRole = o.TaskRole
-		}
-		for _, role := range []string{taskRole, def.ExecutionRole} {
-			if role != "" {
-				deny("iam:PassRole", role)
-			}
-		}
-		if len(in.Tags) > 0 {
-			deny("ecs:TagResource", arn("ecs", "task/"+Cluster+"/*"))
-		}
-	case action == "ec2:CreateSecurityGroup" && form.Has("TagSpecification.1.ResourceType"):
-		deny("ec2:CreateTags", arn("ec2", "security-group/*"))
 	}
 	who := "User: arn:aws:iam::" + Account + ":user/gateway"
 	switch {

@@ -42,7 +42,7 @@ func preset() definition {
 	return definition{
 		Family: "sallyport-bastion", Revision: 7, TaskDefinitionArn: arn("ecs", "task-definition/"+TaskDefinition), Status: "ACTIVE",
 		NetworkMode: "awsvpc", Compatibilities: []string{"FARGATE"}, CPU: "256", Memory: "512",
-		TaskRole: role("sallyport-bastion"), ExecutionRole: role("sallyport-execution"),
+		TaskRole: role("sallyport-bastion-task"), ExecutionRole: role("sallyport-bastion-execution"),
 		ContainerDefinitions: []containerDefinition{{
 			Name: "bastion", Image: Account + ".dkr.ecr." + Region + ".amazonaws.com/sallyport-bastion:7", Essential: true, Environment: []keyValue{},
 		}},

@@ -95,7 +95,7 @@ func classify(err error) error {
 	case strings.Contains(err.Error(), "get credentials"), strings.Contains(err.Error(), "retrieve credentials"):
 		reason = bastion.ErrDenied
 	}
-	if reason == nil {
+	if reason == nil || errors.Is(err, reason) { // said before
 		return err
 	}
 	return fmt.Errorf("%w: %w", reason, err)

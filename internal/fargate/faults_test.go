@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -761,48 +760,6 @@ func TestPublicIP(t *testing.T) {
 			return o.Owner.User == "alice" && o.Task.Addr == task.Addr && o.Task.Generation == 1
 		}) {
 			t.Errorf("listed %+v, %v", found, err)
-		}
-	})
-}
-
-// TestCheck: what is missing is named.
-func TestCheck(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		defer w.end()
-		g := w.gateway(func(l *Launcher) {
-			l.PublicIP = true
-			l.Isolate = &Isolation{Ingress: []string{awsfake.SecurityGroup}, Egress: []Rule{{"-1", -1, -1, "0.0.0.0/0"}}}
-		})
-		who, findings, err := g.launcher.Check(t.Context())
-		if err != nil || !strings.Contains(who, awsfake.Account) {
-			t.Errorf("%s, %v", who, err)
-		}
-		for _, f := range findings {
-			if f.Err != nil {
-				t.Errorf("%s: %v", f.Action, f.Err)
-			}
-		}
-		for _, denied := range findings {
-			w.cloud.Deny(denied.Action, true)
-			_, findings, err := g.launcher.Check(t.Context())
-			if err != nil {
-				t.Error(err)
-			}
-			for _, f := range findings {
-				if is := errors.Is(f.Err, bastion.ErrDenied); is != (f.Action == denied.Action) {
-					t.Errorf("without %s: %s: %v", denied.Action, f.Action, f.Err)
-				}
-			}
-			w.cloud.Deny(denied.Action, false)
-		}
-		w.live()
-		if left := w.cloud.Left(); len(left) != 0 {
-			t.Errorf("the check left %v", left)
-		}
-		w.cloud.OnCall = onCall("sts:GetCallerIdentity", 100, awsfake.Fault{Status: http.StatusForbidden, Code: "InvalidClientTokenId", Message: "The security token included in the request is invalid."})
-		if _, _, err := g.launcher.Check(t.Context()); err == nil {
-			t.Error("with wrong credentials all is well")
 		}
 	})
 }
