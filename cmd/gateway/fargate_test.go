@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -145,20 +146,28 @@ func (f *fargateWorld) settings(local map[string]string) map[string]string {
 	return out
 }
 
-// end takes the account down. No user may ever have had two live tasks.
+// end waits for the tasks to end, of which the agents end now, and takes the
+// account down. No user may ever have had two live tasks, and what has no agent
+// must have been stopped by the gateway. A group stays for an hour after that.
 func (f *fargateWorld) end(report interface {
 	Log(...any)
 	FailNow()
 }) {
+	tasks := func() []string {
+		return slices.DeleteFunc(f.cloud.Left(), func(s string) bool { return strings.HasPrefix(s, "security group") })
+	}
+	for until := time.Now().Add(30 * time.Second); len(tasks()) > 0 && time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
+		for _, pid := range f.containers.Pids() {
+			syscall.Kill(pid, syscall.SIGTERM)
+		}
+	}
+	problems := append(f.cloud.Violations(), tasks()...)
 	f.cloud.Close()
 	f.server.Close()
 	f.release()
-	problems := append(f.cloud.Violations(), f.cloud.Left()...)
 	for _, p := range problems {
-		if !strings.HasPrefix(p, "security group") {
-			report.Log(p)
-			defer report.FailNow()
-		}
+		report.Log(p)
+		defer report.FailNow()
 	}
 }
 

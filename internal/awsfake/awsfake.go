@@ -317,6 +317,13 @@ func (c *Cloud) Deny(action string, denied bool) {
 	c.denied[action] = denied
 }
 
+// Permit gives back all that Deny has taken.
+func (c *Cloud) Permit() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.denied)
+}
+
 // Calls returns all calls so far.
 func (c *Cloud) Calls() []Call {
 	c.mu.Lock()

@@ -26,9 +26,11 @@ type agents struct {
 	// shows, if not nil, gives agents other host keys.
 	shows func(ip string) ssh.Signer
 
-	mu      sync.Mutex
-	byIP    map[string]*memAgent
-	serving sync.WaitGroup
+	mu         sync.Mutex
+	byIP       map[string]*memAgent
+	containers []*memContainer
+	over       bool // see idle
+	serving    sync.WaitGroup
 }
 
 type memAgent struct {

@@ -1,6 +1,7 @@
 package fargate
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -188,9 +189,11 @@ func TestManyGroups(t *testing.T) {
 			if tags != nil {
 				in.TagSpecifications = []ec2types.TagSpecification{{ResourceType: ec2types.ResourceTypeSecurityGroup, Tags: tags}}
 			}
-			if _, err := api.CreateSecurityGroup(t.Context(), in); err != nil {
+			made, err := api.CreateSecurityGroup(t.Context(), in)
+			if err != nil {
 				t.Fatal(err)
 			}
+			defer api.DeleteSecurityGroup(context.Background(), &ec2.DeleteSecurityGroupInput{GroupId: made.GroupId})
 		}
 		for range 2 {
 			if err := g.launcher.Cloud.Sweep(t.Context(), g.launcher); err != nil {

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,6 +24,7 @@ type world struct {
 	cloud  *awsfake.Cloud
 	agents *agents
 	fleet  ssh.Signer
+	last   gateway // that was made
 }
 
 func newWorld(t testing.TB) *world {
@@ -44,17 +45,27 @@ func newWorld(t testing.TB) *world {
 	return w
 }
 
-// end fails the test if any owner ever had two tasks, and takes the world down.
+// end lets time pass, in which agents end by themselves and the last gateway sweeps.
+// The test fails if anything is left then, or if any owner ever had two tasks.
 func (w *world) end() {
+	w.cloud.Set(func() { w.cloud.OnCall, w.cloud.OnLaunch, w.cloud.Policy, w.cloud.Buckets = nil, nil, nil, nil })
+	w.cloud.Permit()
+	w.agents.idle()
+	for _, wait := range []time.Duration{20 * time.Minute, 13 * time.Hour, 2 * groupIdle, 2 * groupIdle} {
+		time.Sleep(wait)
+		if w.last.launcher != nil {
+			if err := errors.Join(w.last.Sweep(context.Background()), w.last.launcher.Cloud.Sweep(context.Background(), w.last.launcher)); err != nil {
+				w.t.Log("the last sweep: ", err)
+			}
+		}
+	}
 	for _, v := range w.cloud.Violations() {
 		w.t.Error(v)
 	}
-	w.cloud.Close()
 	for _, left := range w.cloud.Left() {
-		if !strings.HasPrefix(left, "security group") {
-			w.t.Error(left)
-		}
+		w.t.Error("left: ", left)
 	}
+	w.cloud.Close()
 	w.agents.serving.Wait()
 	time.Sleep(2 * pollTimeout) // pollers end when nobody asks any more
 }
@@ -87,13 +98,14 @@ func (w *world) dialer(ledger bastion.Ledger, configure func(*Launcher)) gateway
 	if configure != nil {
 		configure(l)
 	}
-	return gateway{launcher: l, Dialer: &bastion.Dialer{
+	w.last = gateway{launcher: l, Dialer: &bastion.Dialer{
 		Ledger:   ledger,
 		Profiles: map[string]bastion.Profile{"default": {Launcher: l, Idle: 15 * time.Minute, MaxLife: 12 * time.Hour, StartTimeout: 5 * time.Minute}},
 		FleetKey: w.fleet,
 		Log:      log,
 		NetDial:  w.agents.dial,
 	}}
+	return w.last
 }
 
 // login connects a user and hangs up again.
@@ -148,27 +160,48 @@ func (w *world) live(want ...string) {
 func (a *agents) Start(_, ip string, env map[string]string) (awsfake.Container, error) {
 	c := &memContainer{exited: make(chan struct{})}
 	c.stop = a.start(ip, env)
+	a.mu.Lock()
+	a.containers = append(a.containers, c)
+	over := a.over
+	a.mu.Unlock()
+	if over {
+		c.exit(0)
+	}
 	return c, nil
+}
+
+// idle has all agents exit, and those to come, as for want of connections.
+func (a *agents) idle() {
+	a.mu.Lock()
+	a.over = true
+	containers := slices.Clone(a.containers)
+	a.mu.Unlock()
+	for _, c := range containers {
+		c.exit(0)
+	}
 }
 
 type memContainer struct {
 	stop   func()
+	once   sync.Once
 	exited chan struct{}
 	code   int
 }
 
-// Stop implements awsfake.Container; the agent needs a second.
+func (c *memContainer) exit(code int) {
+	c.once.Do(func() {
+		c.stop()
+		c.code = code
+		close(c.exited)
+	})
+}
+
+// Stop implements awsfake.Container.
 func (c *memContainer) Stop(kill bool) {
-	select {
-	case <-c.exited:
-		return
-	default:
-	}
-	c.stop()
-	close(c.exited)
 	if kill {
-		c.code = 137
+		c.exit(137)
 	}
+	c.exit(0)
 }
 
 func (c *memContainer) Exited() <-chan struct{} { return c.exited }
