@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/sallyport-ssh/sallyport/internal/awsfake"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
+	"github.com/sallyport-ssh/sallyport/internal/identity"
 )
 
 // seeds is how often each fault is tried, with other delays and chances.
@@ -158,45 +160,113 @@ func TestDiesInEachState(t *testing.T) {
 	}
 }
 
-// TestGatewayKilled kills the gateway at some moment of a launch. Its successor
-// finishes the same launch, and there is one task.
+// TestGatewayKilled kills the gateway at each call of a launch, which may be carried
+// out or not. Its successor finishes the same launch, and there is one task.
 func TestGatewayKilled(t *testing.T) {
-	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
-		first := w.gateway(nil)
-		dying, kill := context.WithCancel(t.Context())
-		calls := 0
-		lastCall := rng.IntN(40) // the process is gone after that many calls
-		dead := false
-		w.cloud.OnCall = func(c awsfake.Call) awsfake.Fault {
-			if calls++; calls > lastCall && !dead {
-				dead = true
-				kill()
-				// The last request may have been carried out.
-				return awsfake.Fault{LoseReply: rng.IntN(2) == 0, Delay: time.Millisecond}
+	for _, action := range []string{
+		"ec2:DescribeSubnets", "ec2:DescribeSecurityGroups", "ec2:CreateSecurityGroup", "ec2:RevokeSecurityGroupEgress",
+		"ec2:AuthorizeSecurityGroupIngress", "ec2:AuthorizeSecurityGroupEgress", "ecs:RunTask", "ecs:DescribeTasks", "later",
+	} {
+		for _, kind := range []string{"memory", "folder"} {
+			for _, isolate := range []bool{true, false} {
+				if !isolate && strings.HasPrefix(action, "ec2:") {
+					continue
+				}
+				name := fmt.Sprintf("%s, %s, isolate %v", action, kind, isolate)
+				t.Run(name, func(t *testing.T) {
+					forSeeds(t, seeds()/2, func(t *testing.T, w *world, rng *rand.Rand) {
+						killGateway(t, w, rng, action, kind == "folder", isolate)
+					})
+				})
 			}
-			return awsfake.Fault{}
 		}
-		first.Profiles["default"] = bastion.Profile{Launcher: mortal{first.launcher, dying}, Idle: time.Minute, MaxLife: time.Hour, StartTimeout: 5 * time.Minute}
-		go first.login(dying, "alice")
-		select {
-		case <-dying.Done():
-		case <-time.After(time.Minute):
-			kill() // long after the launch
+	}
+}
+
+func killGateway(t *testing.T, w *world, rng *rand.Rand, action string, onDisk, isolate bool) {
+	configure := func(*Launcher) {}
+	if isolate {
+		configure = isolated
+	}
+	dying, kill := context.WithCancel(t.Context())
+	defer kill()
+	dir := t.TempDir()
+	start := func(life context.Context) (gateway, func() error) {
+		var ledger bastion.Ledger = &bastion.Memory{}
+		end := func() error { return nil }
+		if onDisk {
+			folder, err := bastion.OpenFolder(dir, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			ledger, end = folder, folder.Close
 		}
-		w.cloud.Set(func() { w.cloud.OnCall = nil })
-		time.Sleep(time.Duration(rng.Int64N(int64(10 * time.Second))))
-		second := w.gateway(func(l *Launcher) {})
-		p := second.Profiles["default"]
-		p.Idle, p.MaxLife = time.Minute, time.Hour // as the first
-		second.Profiles["default"] = p
-		second.mustLogin(t, "alice")
-		w.live("alice")
-		if err := second.Sweep(t.Context()); err != nil {
-			t.Error(err)
+		g := w.dialer(mortalLedger{ledger, life}, configure)
+		g.Profiles["default"] = bastion.Profile{Launcher: mortal{g.launcher, life}, Idle: time.Minute, MaxLife: time.Hour, StartTimeout: 5 * time.Minute}
+		if err := g.Adopt(t.Context()); err != nil {
+			t.Fatal(err)
 		}
-		w.live("alice")
-		first.Wait(t.Context())
+		return g, end
+	}
+	first, end := start(dying)
+	last := 1
+	switch action {
+	case "ecs:DescribeTasks":
+		last += rng.IntN(30)
+	case "ec2:DescribeSecurityGroups":
+		last += rng.IntN(2)
+	}
+	w.cloud.Set(func() {
+		w.cloud.OnCall = func(c awsfake.Call) awsfake.Fault {
+			if c.Action != action || c.N != last {
+				return awsfake.Fault{}
+			}
+			kill()
+			if rng.IntN(2) == 0 {
+				return awsfake.Fault{LoseReply: true} // carried out
+			}
+			return awsfake.Fault{LoseReply: true, Status: http.StatusInternalServerError, Code: "InternalError"}
+		}
 	})
+	go first.login(dying, "alice")
+	select {
+	case <-dying.Done():
+	case <-time.After(time.Duration(rng.Int64N(int64(time.Minute)))):
+		if action != "later" && action != "ecs:DescribeTasks" && w.calls(0)[action] == 0 {
+			t.Errorf("no call of %s", action)
+		}
+		kill()
+	}
+	if err := end(); err != nil {
+		t.Error(err)
+	}
+	w.cloud.Set(func() { w.cloud.OnCall = nil })
+	time.Sleep(time.Duration(rng.Int64N(int64(10 * time.Second))))
+	second, end := start(t.Context())
+	defer end()
+	second.mustLogin(t, "alice")
+	w.live("alice")
+	if err := second.Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	w.live("alice")
+	if isolate {
+		w.checkGroup(second, "alice")
+	}
+	first.Wait(t.Context())
+}
+
+// mortalLedger is the ledger of a process that ends.
+type mortalLedger struct {
+	bastion.Ledger
+	life context.Context
+}
+
+func (m mortalLedger) Swap(ctx context.Context, owner bastion.Owner, old, new bastion.Entry) (bastion.Entry, error) {
+	if m.life.Err() != nil {
+		return bastion.Entry{}, errDead
+	}
+	return m.Ledger.Swap(ctx, owner, old, new)
 }
 
 // mortal is the launcher of a process that ends: from then on it does nothing.
@@ -232,22 +302,39 @@ func (m mortal) Alive(ctx context.Context, o bastion.Owner, id string) error {
 	return m.Launcher.Alive(ctx, o, id)
 }
 
-// TestAgentKilled: the next login gets another bastion, within seconds of ECS
-// noticing it.
+// TestAgentKilled: who is in it is thrown out at once, and the next login gets
+// another bastion, within seconds of ECS noticing it.
 func TestAgentKilled(t *testing.T) {
 	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
 		g := w.gateway(nil)
-		g.mustLogin(t, "alice")
-		w.agents.mu.Lock()
-		for _, agent := range w.agents.byIP {
-			agent.dead = true
-			for _, c := range agent.conns {
-				c.Close()
-			}
+		conn, err := g.Dial(t.Context(), identity.Identity{User: "alice", Profile: "default", ConnID: "c1"}, nil)
+		if err != nil {
+			t.Fatal(err)
 		}
+		go ssh.DiscardRequests(conn.Reqs) // ends with the connection
+		ended := make(chan struct{})
+		go func() {
+			for range conn.Chans {
+			}
+			close(ended)
+		}()
+		time.Sleep(time.Duration(rng.Int64N(int64(time.Hour))))
+		select {
+		case <-ended:
+			t.Fatal("the connection has ended by itself")
+		default:
+		}
+		killed := time.Now()
+		w.agents.mu.Lock()
+		victim := w.agents.containers[0]
 		w.agents.mu.Unlock()
+		victim.stop()
+		<-ended
+		if took := time.Since(killed); took > time.Second {
+			t.Errorf("thrown out after %v", took)
+		}
 		notices := time.Duration(rng.Int64N(int64(20 * time.Second)))
-		time.AfterFunc(notices, func() { w.cloud.StopAll("EssentialContainerExited", "Essential container in task exited") })
+		time.AfterFunc(notices, func() { victim.exit(137) })
 		if task := g.mustLogin(t, "alice"); task.Generation != 2 {
 			t.Errorf("generation %d", task.Generation)
 		}
@@ -402,19 +489,44 @@ func TestRememberedFailure(t *testing.T) {
 	})
 }
 
-// TestClockSkew: AWS refuses signatures of another time, and the SDK learns the
-// right one from the refusal.
+// TestClockSkew: the clocks of AWS, gateway and agent differ. AWS refuses signatures
+// of another time, and the SDK learns the right one from the refusal. Agents
+// take the gateway's certificates, which are good from a minute before they are
+// made until two minutes after. No bastion is stopped before its time, or later.
 func TestClockSkew(t *testing.T) {
 	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
 		w.cloud.ClockOffset = time.Duration(rng.Int64N(int64(2*time.Hour))) - time.Hour
-		w.gateway(nil).mustLogin(t, "alice")
-		w.live("alice")
+		w.agents.skew = time.Duration(rng.Int64N(int64(3*time.Minute-4*time.Second))) - time.Minute + 2*time.Second
+		g := w.gateway(nil)
+		g.mustLogin(t, "alice")
+		g.launch(t, "bob")
+		owner := bastion.Owner{User: "bob", Profile: "default"}
+		if _, err := g.Ledger.Swap(t.Context(), owner, bastion.Entry{}, bastion.Entry{Generation: 2, State: bastion.Idle}); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		for _, step := range []struct {
+			at   time.Duration
+			live []string
+		}{
+			{5 * time.Second, []string{"alice", "bob"}},
+			{9 * time.Minute, []string{"alice", "bob"}},
+			{11 * time.Minute, []string{"alice"}},
+			{12 * time.Hour, []string{"alice"}},
+			{12*time.Hour + 17*time.Minute, nil},
+		} {
+			time.Sleep(time.Until(began.Add(step.at)))
+			if err := g.Sweep(t.Context()); err != nil {
+				t.Error(err)
+			}
+			w.live(step.live...)
+		}
 	})
 }
 
 // TestManyUsers: 200 users connect at once, and 20 launches a second are allowed.
 func TestManyUsers(t *testing.T) {
-	forSeeds(t, 1, func(t *testing.T, w *world, rng *rand.Rand) {
+	forSeeds(t, seeds()/4, func(t *testing.T, w *world, rng *rand.Rand) {
 		w.cloud.Buckets = map[string]awsfake.Bucket{"launch": {Burst: 20, Rate: 20}, "modify": {Burst: 100, Rate: 40}, "read": {Burst: 100, Rate: 20}}
 		g := w.gateway(nil)
 		var users sync.WaitGroup
@@ -439,9 +551,7 @@ func TestFullRegion(t *testing.T) {
 	if raceEnabled {
 		many = 100
 	}
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		defer w.end()
+	forSeeds(t, seeds()/5, func(t *testing.T, w *world, rng *rand.Rand) {
 		g := w.gateway(nil)
 		w.cloud.OnLaunch = func(awsfake.Launch) awsfake.Fate { return awsfake.Fate{Failure: awsfake.NoCapacity} }
 		began := time.Now()
