@@ -3,6 +3,7 @@ package fargate
 import (
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -26,6 +27,7 @@ import (
 // the contract that cannot be held against it.
 var motoLacks = map[string]string{
 	"same generation, same task": "ignores clientToken, and starts a task each time",
+	"age":                        "gives tasks no createdAt",
 	"another request":            "ignores clientToken, so it sees no conflict",
 	"public address":             "ignores assignPublicIp: its network interfaces have no public address",
 	"unknown task is gone":       "DescribeTasks reports no failure for a task that it does not know",
@@ -141,6 +143,28 @@ func TestContract(t *testing.T) {
 				return o.Owner == alice && o.Task.ID == task.ID && o.Task.Generation == 1 && o.Task.Principal == task.Principal && o.Task.Addr == task.Addr
 			})
 		})
+	})
+	part("adopt", func(t *testing.T) {
+		ledger := &bastion.Memory{}
+		d := &bastion.Dialer{Ledger: ledger, Profiles: map[string]bastion.Profile{"default": {Launcher: l}}, Log: slog.New(slog.DiscardHandler)}
+		if err := d.Adopt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		entry, err := ledger.Get(t.Context(), alice)
+		if err != nil || entry.State != bastion.Running || entry.Generation != 1 || entry.Task.ID != task.ID || entry.Task.Addr != task.Addr || entry.Task.Principal != task.Principal {
+			t.Errorf("adopted as %+v, %v; want %+v", entry, err, task)
+		}
+	})
+	part("age", func(t *testing.T) {
+		found, err := l.List(t.Context())
+		if err != nil || len(found) == 0 {
+			t.Fatal(found, err)
+		}
+		for _, o := range found { // by our clock, whatever theirs is
+			if age := time.Since(o.Started); age < -time.Minute || age > 5*time.Minute {
+				t.Errorf("started %v ago", age)
+			}
+		}
 	})
 	part("stop", func(t *testing.T) {
 		for range 2 {

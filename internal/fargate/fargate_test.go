@@ -210,3 +210,53 @@ func TestStopInOtherCluster(t *testing.T) {
 		}
 	})
 }
+
+// TestMissingInARow: answers that a task is missing count only until one says that
+// it is there.
+func TestMissingInARow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		g := w.gateway(nil)
+		task := g.mustLogin(t, "alice")
+		time.Sleep(2 * missingFor)
+		defer w.cloud.Set(func() { w.cloud.MissingFor = 0 })
+		for range 3 {
+			w.cloud.Set(func() { w.cloud.MissingFor = time.Hour })
+			for i := range missingAnswers - 1 {
+				if _, err := g.launcher.describe(t.Context(), task.ID); !errors.Is(err, errMissing) || errors.Is(err, bastion.ErrGone) {
+					t.Errorf("answer %d: %v", i+1, err)
+				}
+			}
+			w.cloud.Set(func() { w.cloud.MissingFor = 0 })
+			if _, err := g.launcher.describe(t.Context(), task.ID); err != nil {
+				t.Error(err)
+			}
+		}
+		w.cloud.Set(func() { w.cloud.MissingFor = time.Hour })
+		if _, err := g.launcher.find(t.Context(), task.ID); !errors.Is(err, bastion.ErrGone) {
+			t.Errorf("in the end: %v", err)
+		}
+	})
+}
+
+// TestTokenOfAnother: the task that a conflict names is taken only if its agent was
+// given this owner's principal.
+func TestTokenOfAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		g := w.gateway(nil)
+		in := g.launcher.request(alice, "")
+		in.Overrides.ContainerOverrides[0].Environment = in.Overrides.ContainerOverrides[0].Environment[:1] // the owner
+		in.Tags = nil
+		if _, err := g.launcher.Cloud.run.RunTask(t.Context(), in); err != nil {
+			t.Fatal(err)
+		}
+		task, err := g.launcher.Launch(t.Context(), alice)
+		w.must(err, bastion.ErrConfig)
+		if task.ID != "" || task.Addr != "" {
+			t.Errorf("got %+v", task)
+		}
+	})
+}

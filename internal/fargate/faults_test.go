@@ -843,9 +843,13 @@ func TestPublicIP(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Minute) // until ECS says that they run
+		before = len(w.cloud.Calls())
 		all, err := g.launcher.List(t.Context())
 		if err != nil || len(all) != 151 {
 			t.Fatalf("listed %d, %v", len(all), err)
+		}
+		if calls := w.calls(before); calls["ecs:ListTasks"] != 2 || calls["ecs:DescribeTasks"] != 2 || calls["ec2:DescribeNetworkInterfaces"] != 2 {
+			t.Errorf("calls for 151 tasks: %v", calls)
 		}
 		// An interface goes before its task is seen to stop.
 		tasks, err := g.launcher.Cloud.list(t.Context(), g.launcher.Cluster)

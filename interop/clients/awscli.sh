@@ -50,7 +50,8 @@ equal 'a command' "$("${ssh[@]}" 'echo $((6 * 7))' 2>/dev/null)" 42
 task=$(aws ecs list-tasks --cluster sallyport --started-by sallyport/default --query 'taskArns[]')
 equal 'one task' "$(wc -w <<<"$task")" 1
 equal 'its user' "$(aws ecs describe-tasks --cluster sallyport --tasks "$task" --include TAGS --query "tasks[0].tags[?key=='sallyport:user'].value")" alice
-eventually equal state "$(aws ecs describe-tasks --cluster sallyport --tasks "$task" --query 'tasks[0].lastStatus')" RUNNING
+runs() { [ "$(aws ecs describe-tasks --cluster sallyport --tasks "$task" --query 'tasks[0].lastStatus')" = RUNNING ]; }
+eventually runs
 "${ssh[@]}" 'echo is there; sleep 1000' >ended 2>&1 &
 eventually grep -q 'is there' ended
 aws ecs stop-task --cluster sallyport --task "$task" --reason 'by hand' --query task.desiredStatus | grep -qx STOPPED
