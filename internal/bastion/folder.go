@@ -124,7 +124,17 @@ func (f *Folder) write(owner Owner, e Entry) error {
 	if err = errors.Join(err, tmp.Close()); err != nil {
 		return err
 	}
-	return os.Rename(tmp.Name(), name)
+	if err := os.Rename(tmp.Name(), name); err != nil {
+		return err
+	}
+	// Until then, a machine that loses its power may have the old one again
+	// (fsync(2)).
+	dir, err := os.Open(f.dir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
 }
 
 // maxEntry bounds a file of the ledger.
