@@ -9,11 +9,12 @@
 // # One task per generation
 //
 // The client token of a RunTask is made of cluster, deployment, owner and
-// generation, and its other parameters depend on the configuration only, so that
-// whoever launches a generation, however often, is given the same task: ECS
-// remembers a token for an hour after its task has ended, and at most for 24
-// hours ("Ensuring idempotency", Amazon ECS API Reference). It remembers failures
-// too. So a generation that has failed is used up, and [bastion.ErrGone] says so.
+// generation, and its other parameters depend on the configuration only, and on
+// whether this is the second attempt of a start, which does not ask for Spot. So
+// whoever launches a generation, however often, is given the same task; if the
+// parameters differ, ECS refuses with a conflict that names it. ECS remembers a
+// token for an hour after its task has ended, and at most for 24 hours ("Ensuring
+// idempotency", Amazon ECS API Reference). It remembers failures too. So a generation that has failed is used up, and [bastion.ErrGone] says so.
 //
 // # How few calls
 //
