@@ -41,6 +41,9 @@ const (
 	// tidyTimeout bounds what is still written down after a start has failed.
 	tidyTimeout = 30 * time.Second
 
+	// adoptTimeout bounds Adopt, for which the start of a gateway waits.
+	adoptTimeout = time.Minute
+
 	// maxDeaths is how many bastions may die under one Dial before it gives up.
 	maxDeaths = 3
 
@@ -777,8 +780,13 @@ func (c *Conn) hangUp() {
 // Adopt records the bastions that run, or are being started, and the ledger does
 // not know: those an earlier gateway left behind. A gateway with a [Memory]
 // ledger calls it once, before its first Dial; what cannot be adopted is in the
-// error, and does not keep the rest from it.
-func (d *Dialer) Adopt(ctx context.Context) error { return d.survey(ctx, d.adopt) }
+// error, and does not keep the rest from it. It takes a minute at most: Sweep adopts
+// what it has missed.
+func (d *Dialer) Adopt(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
+	defer cancel()
+	return d.survey(ctx, d.adopt)
+}
 
 // Sweep stops what nobody can use any more: tasks that are not, or no longer,
 // their owner's present one, and those that have outlived their profile's MaxLife.

@@ -752,6 +752,32 @@ func TestAdopt(t *testing.T) {
 
 // TestAdoptHalfStarted: a task that its gateway left while it started is not
 // started again.
+// TestAdoptHangs: a launcher that does not answer does not keep a gateway from
+// starting, nor from finding later what runs.
+func TestAdoptHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		first := mustDial(t, newDialer(w, &Memory{}), nil)
+		d := newDialer(w, &Memory{})
+		w.onList = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		began := time.Now()
+		if err := d.Adopt(t.Context()); err == nil {
+			t.Error("nothing was listed, and no error")
+		}
+		if took := time.Since(began); took > adoptTimeout {
+			t.Errorf("took %v", took)
+		}
+		w.onList = nil
+		if err := d.Sweep(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if task := mustDial(t, d, nil); task.ID != first.ID {
+			t.Errorf("got %s, want %s", task.ID, first.ID)
+		}
+	})
+}
+
 func TestAdoptHalfStarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

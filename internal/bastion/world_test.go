@@ -36,6 +36,8 @@ type world struct {
 	onLaunch func(ctx context.Context, l Launch) (start bool, err error)
 	// onAlive, if not nil, may fail an Alive.
 	onAlive func() error
+	// onList, if not nil, may delay and fail a List.
+	onList func(ctx context.Context) error
 	// onStop, if not nil, may delay a Stop, and fail it; the task ends all the
 	// same.
 	onStop func() error
@@ -164,7 +166,12 @@ func (w *world) Stop(_ context.Context, owner Owner, id string) error {
 	return err
 }
 
-func (w *world) List(context.Context) ([]OwnedTask, error) {
+func (w *world) List(ctx context.Context) ([]OwnedTask, error) {
+	if w.onList != nil {
+		if err := w.onList(ctx); err != nil {
+			return nil, err
+		}
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.lookups++
