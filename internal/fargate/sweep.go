@@ -143,9 +143,9 @@ func (c *Cloud) sweepGroups(ctx context.Context, busy map[bastion.Owner]bool, la
 	return errors.Join(errs...)
 }
 
-// groupsMax is how many groups one DescribeSecurityGroups may return
+// groupsMax is how many groups one DescribeSecurityGroups returns; 1,000 is the most
 // (API_DescribeSecurityGroups).
-const groupsMax = 1000
+const groupsMax = 200
 
 func (c *Cloud) deleteGroup(ctx context.Context, owner bastion.Owner, id string) error {
 	g := c.groups.of(owner)
