@@ -209,7 +209,10 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 		Log:      log,
 		Event:    func(e bastion.Event) { events.Write(bastionEvent(e)) },
 	}
-	if err := dialer.Adopt(ctx); err != nil {
+	switch err := dialer.Adopt(ctx); {
+	case errors.Is(err, bastion.ErrConfig): // which time does not mend
+		return err
+	case err != nil:
 		log.Error("cannot adopt all bastions that run; trying again soon", "err", err)
 	}
 	var loops sync.WaitGroup // what goes on beside the connections
