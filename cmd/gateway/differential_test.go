@@ -170,9 +170,10 @@ func leave(terminal string, tenths int) string {
 	sleep 0.5
 	kill -9 $client
 	read a b c command <DIR/pids%[1]s
-	for i in $(seq %[2]d); do kill -0 $command 2>/dev/null || break; sleep 0.1; done
+	lives() { case $(ps -o stat= -p $1) in "" | Z*) false ;; esac; }
+	for i in $(seq %[2]d); do lives $command || break; sleep 0.1; done
 	sleep 0.5
-	for p in $a $b $c $command; do kill -0 $p 2>/dev/null && echo lives && kill -9 $p || echo dead; done`, terminal, tenths)
+	for p in $a $b $c $command; do lives $p && echo lives && kill -9 $p || echo dead; done`, terminal, tenths)
 }
 
 // blurs takes out what is different from one run to the next.
