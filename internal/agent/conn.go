@@ -96,7 +96,7 @@ func addrPort(a net.Addr) netip.AddrPort {
 // run serves the connection until it ends, and then waits for everything that
 // was started for it, except processes that made themselves independent.
 func (c *conn) run() {
-	c.log.Info("connection open", "client", c.id.Client.String(), "key", c.id.Key)
+	c.log.Info("connection open", "client", c.id.Client.String())
 	start := time.Now()
 	// Created first and started second: tick uses the field.
 	c.keepalive.timer = time.AfterFunc(math.MaxInt64, c.tick)

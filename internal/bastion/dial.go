@@ -165,9 +165,9 @@ func (d *Dialer) heard(taskID string) map[*Conn]uint64 {
 // after half a minute, and another is started; but not while others are connected
 // to it through this Dialer and hear from it.
 //
-// Errors wrap [ErrNoProfile], [ErrTooMany], a [TooOftenError], one of those that say why a bastion cannot start,
-// [ErrHostKey], [ErrNoAnswer], [ErrGone] (three bastions in a row died at once), or the
-// context's cause.
+// Errors wrap [ErrNoProfile], [ErrTooMany], a [TooOftenError], one of those that
+// say why a bastion cannot start, [ErrHostKey], [ErrNoAnswer], [ErrGone] (three
+// bastions in a row died at once), or the context's cause.
 func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(starting bool)) (*Conn, error) {
 	owner := Owner{User: id.User, Profile: id.Profile}
 	profile, ok := d.Profiles[owner.Profile]

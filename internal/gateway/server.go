@@ -178,9 +178,8 @@ type conn struct {
 // Serve accepts and serves connections until ctx ends or a listener fails. Then
 // it stops accepting, closes the connections that have not logged in, tells every
 // terminal, waits up to s.Drain for the others to end by themselves, and closes
-// the rest. Bastions stay up. Every
-// connection has ended when Serve returns: nil if it was ctx that ended. It
-// closes the listeners, and may be called once.
+// the rest. Bastions stay up. Every connection has ended when Serve returns: nil
+// if it was ctx that ended. It closes the listeners, and may be called once.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	// A connection does not end because accepting does.
 	connCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))

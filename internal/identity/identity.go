@@ -12,7 +12,7 @@ type Identity struct {
 	// Profile is the named kind of bastion; "default" if the user named none.
 	Profile string
 	// Key is the SHA-256 fingerprint of the proven key, as ssh-keygen -l
-	// prints it.
+	// prints it. Bastions are not told.
 	Key string
 	// ConnID names this connection in the user's error texts, the operator's
 	// log and the bastion's log. It is no secret.

@@ -147,7 +147,7 @@ type Verifier struct {
 }
 
 // Verify checks that key is a certificate for a login to this bastion, and
-// returns what it says. It does not check the source-address option:
+// returns what it says, which is not the user's own key. It does not check the source-address option:
 // golang.org/x/crypto/ssh does that for permissions it is handed. The caller
 // must also have the signature made with key verified, as package ssh does.
 func (v Verifier) Verify(key ssh.PublicKey) (identity.Identity, error) {
@@ -188,7 +188,6 @@ func read(cert *ssh.Certificate) (identity.Identity, error) {
 	id := identity.Identity{
 		User:   user,
 		ConnID: conn,
-		Key:    ssh.FingerprintSHA256(cert.Key),
 		Permissions: identity.Permissions{
 			PTY:             has("permit-pty"),
 			PortForwarding:  has("permit-port-forwarding"),
