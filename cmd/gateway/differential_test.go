@@ -108,7 +108,7 @@ func TestDifferential(t *testing.T) {
 		{name: "subsystem that there is not", before: []string{"-s"}, command: "nothing"},
 		{name: "forward to a port that is closed", before: []string{"-W", "127.0.0.1:1"}},
 		{name: "forward to a name that is unknown", before: []string{"-W", "no-such-host.invalid:1"}},
-		{name: "output that is read late and in part", program: "ssh -F CONFIG HOST 'yes; echo $? >DIR/yes' | (sleep 1; head -n 2); until test -s DIR/yes; do sleep 0.1; done; cat DIR/yes"},
+		{name: "output that is read late and in part", program: "ssh -F CONFIG HOST 'yes; echo $? >DIR.yes' | (sleep 1; head -n 2); until test -s DIR.yes; do sleep 0.1; done; cat DIR.yes"},
 		{name: "client dies", program: leave("-T", 15)},
 		{name: "client with a terminal dies", program: leave("-tt", 200)},
 		{name: "sftp", program: "sftp -q -F CONFIG -b batch HOST:DIR"},
@@ -163,13 +163,13 @@ func many(format string, n int) (args []string) {
 func leave(terminal string, tenths int) string {
 	return fmt.Sprintf(`ssh %[1]s -F CONFIG HOST 'nohup sleep 600 >/dev/null 2>&1 & a=$!
 		sleep 600 & b=$!
-		(trap "" HUP; exec sleep 600) & echo $a $b $! $$ >DIR/pids%[1]s.new
-		mv DIR/pids%[1]s.new DIR/pids%[1]s
+		(trap "" HUP; exec sleep 600) & echo $a $b $! $$ >DIR.pids%[1]s.new
+		mv DIR.pids%[1]s.new DIR.pids%[1]s
 		exec sleep 600' </dev/null >/dev/null 2>&1 & client=$!
-	until test -s DIR/pids%[1]s; do sleep 0.1; done
+	until test -s DIR.pids%[1]s; do sleep 0.1; done
 	sleep 0.5
 	kill -9 $client
-	read a b c command <DIR/pids%[1]s
+	read a b c command <DIR.pids%[1]s
 	lives() { case $(ps -o stat= -p $1) in "" | Z*) false ;; esac; }
 	for i in $(seq %[2]d); do lives $command || break; sleep 0.1; done
 	sleep 0.5
