@@ -1,8 +1,6 @@
 package bastion
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -11,15 +9,12 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"runtime/debug"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/identity"
-	"github.com/sallyport-ssh/sallyport/internal/sshca"
 )
 
 const (
@@ -91,64 +86,6 @@ type Dialer struct {
 	starts map[string][]time.Time // of late, by user; see StartsPerUser
 	// conns are the connections to each task, by its ID.
 	conns map[string]map[*Conn]struct{}
-}
-
-// A Conn is a logged-in connection to a bastion. The owner of the Conn must
-// serve Chans and Reqs until they are closed, and close it.
-type Conn struct {
-	ssh.Conn
-	// Net is the stream under it, as WrapConn made it.
-	Net   net.Conn
-	Chans <-chan ssh.NewChannel
-	Reqs  <-chan *ssh.Request
-
-	Owner Owner
-	Task  Task // with the host key it has shown
-	// Started says that this Dial has started it.
-	Started bool
-
-	dialer *Dialer // that remembers it; nil if none does
-}
-
-// Close implements [ssh.Conn].
-func (c *Conn) Close() error {
-	if d := c.dialer; d != nil {
-		d.mu.Lock()
-		delete(d.conns[c.Task.ID], c)
-		if len(d.conns[c.Task.ID]) == 0 {
-			delete(d.conns, c.Task.ID)
-		}
-		d.mu.Unlock()
-	}
-	return c.Conn.Close()
-}
-
-// remember has c counted among the connections to its task until it is closed.
-func (d *Dialer) remember(c *Conn) {
-	c.dialer = d
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.conns == nil {
-		d.conns = map[string]map[*Conn]struct{}{}
-	}
-	if d.conns[c.Task.ID] == nil {
-		d.conns[c.Task.ID] = map[*Conn]struct{}{}
-	}
-	d.conns[c.Task.ID][c] = struct{}{}
-}
-
-// heard returns how often something has been read on each connection to a task.
-func (d *Dialer) heard(taskID string) map[*Conn]uint64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	heard := map[*Conn]uint64{}
-	for c := range d.conns[taskID] {
-		heard[c] = 0
-		if stream, ok := c.Net.(interface{ Heard() uint64 }); ok {
-			heard[c] = stream.Heard()
-		}
-	}
-	return heard
 }
 
 // Dial connects id to the bastion of its user and profile, and starts one if
@@ -278,17 +215,6 @@ func (d *Dialer) room(ctx context.Context, owner Owner, most int) error {
 		return ErrTooMany
 	}
 	return nil
-}
-
-// heardSince reports whether something has come from the task, on any connection
-// to it, since heard returned what is given.
-func (d *Dialer) heardSince(taskID string, before map[*Conn]uint64) bool {
-	for c, now := range d.heard(taskID) {
-		if then, known := before[c]; !known || now != then {
-			return true
-		}
-	}
-	return false
 }
 
 // abandon stops the task of entry and forgets it, unless somebody has gone on
@@ -556,325 +482,6 @@ func (d *Dialer) swap(ctx context.Context, owner Owner, old, new Entry) (Entry, 
 	return Entry{}, err
 }
 
-// reach connects to a task that ought to run, and keeps trying for the time
-// given. The error wraps ErrGone if the task has ended.
-//
-// The launcher is asked whether the task lives only when it does not answer at
-// once, and beside the attempts to connect: its answer may take a second, and
-// what ends these attempts is that the task has ended. Silence is called once,
-// when it has not answered at once.
-func (d *Dialer) reach(ctx context.Context, launcher Launcher, owner Owner, task Task, id identity.Identity, within time.Duration, silence func()) (*Conn, error) {
-	const retry, askEvery = 100 * time.Millisecond, time.Second
-	until := time.Now().Add(within)
-	trying, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	silent := make(chan struct{}) // closed when it does not answer at once
-	var asking sync.WaitGroup
-	defer asking.Wait()
-	defer stop(nil)
-	asking.Go(func() {
-		select {
-		case <-silent:
-		case <-time.After(askEvery):
-		case <-trying.Done():
-		}
-		for trying.Err() == nil {
-			if gone := d.alive(trying, launcher, owner, task.ID); errors.Is(gone, ErrGone) {
-				stop(gone)
-			}
-			sleep(trying, askEvery)
-		}
-	})
-
-	for first := true; ; first = false {
-		conn, err := d.connect(trying, owner, task, id)
-		if err == nil {
-			return conn, nil
-		}
-		switch gone := context.Cause(trying); {
-		case errors.Is(gone, ErrGone):
-			return nil, gone
-		case gone != nil:
-			return nil, fmt.Errorf("%w: %w", gone, err)
-		}
-		if errors.Is(err, ErrHostKey) || errors.Is(err, errRefused) {
-			// A task that is dead explains it: its address belongs to somebody
-			// else by now.
-			if gone := d.alive(ctx, launcher, owner, task.ID); errors.Is(gone, ErrGone) {
-				return nil, gone
-			}
-		}
-		if errors.Is(err, ErrHostKey) {
-			d.Log.Error("SOMETHING ELSE ANSWERS IN PLACE OF A BASTION: it shows another host key; not logging in to it",
-				"owner", owner, "task", task.ID, "addr", task.Addr, "err", err)
-			return nil, err
-		}
-		if errors.Is(err, errRefused) {
-			return nil, err
-		}
-		if time.Now().After(until) {
-			if ours(err) {
-				return nil, err
-			}
-			return nil, fmt.Errorf("%w: %w", ErrNoAnswer, err)
-		}
-		if first {
-			close(silent)
-			silence()
-		}
-		sleep(trying, retry) // its end is noticed by the next attempt
-	}
-}
-
-// alive is launcher.Alive, in which a panic is not known either.
-func (d *Dialer) alive(ctx context.Context, launcher Launcher, owner Owner, taskID string) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			d.Log.Error("panic", "in", "alive", "panic", p, "stack", string(debug.Stack()))
-			err = errors.New("asking whether it lives failed")
-		}
-	}()
-	return launcher.Alive(ctx, owner, taskID)
-}
-
-// ours reports whether it is for want of something on this machine that a
-// connection could not be made.
-func ours(err error) bool {
-	for _, want := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.ENETUNREACH} {
-		if errors.Is(err, want) {
-			return true
-		}
-	}
-	return false
-}
-
-// errRefused says that a bastion is what it should be, and does not let us in.
-var errRefused = errors.New("the bastion refuses the fleet's certificate (it may know another fleet key, or its clock may be wrong)")
-
-// connect makes one connection to task and logs in as id.
-func (d *Dialer) connect(ctx context.Context, owner Owner, task Task, id identity.Identity) (*Conn, error) {
-	c, err := d.dialTCP(ctx, task.Addr)
-	if err != nil {
-		return nil, err
-	}
-	login, err := sshca.Sign(d.FleetKey, id, cmp.Or(task.Principal, task.ID), time.Now())
-	if err != nil {
-		c.Close()
-		return nil, err
-	}
-	var mismatch error
-	config := &ssh.ClientConfig{
-		Config: ssh.Config{
-			KeyExchanges: []string{ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeCurve25519},
-			Ciphers:      []string{ssh.CipherAES128GCM},
-			// Never: golang.org/x/crypto/ssh deadlocks for good when its own
-			// side starts a rekey under load.
-			RekeyThreshold: 1 << 50,
-		},
-		User:              id.User,
-		Auth:              []ssh.AuthMethod{ssh.PublicKeys(login)},
-		HostKeyAlgorithms: []string{ssh.KeyAlgoED25519},
-		ClientVersion:     "SSH-2.0-Sallyport",
-		HostKeyCallback: func(_ string, _ net.Addr, key ssh.PublicKey) error {
-			if task.HostKey == nil {
-				task.HostKey = key // first contact; the caller pins it
-			} else if !equal(key, task.HostKey) {
-				mismatch = fmt.Errorf("%w: want %s, got %s", ErrHostKey,
-					ssh.FingerprintSHA256(task.HostKey), ssh.FingerprintSHA256(key))
-				return mismatch
-			}
-			return nil
-		},
-	}
-
-	// Package ssh knows neither deadlines nor contexts.
-	c.SetDeadline(time.Now().Add(handshakeTimeout))
-	stop := context.AfterFunc(ctx, func() { c.Close() })
-	conn, chans, reqs, err := ssh.NewClientConn(c, task.Addr, config)
-	if err != nil {
-		stop()
-		if mismatch != nil {
-			return nil, mismatch
-		}
-		// Package ssh has no type for this one.
-		if strings.Contains(err.Error(), "ssh: unable to authenticate") {
-			return nil, fmt.Errorf("%w: %w", errRefused, err)
-		}
-		return nil, fmt.Errorf("connecting to %s: %w", task.Addr, err)
-	}
-	out := &Conn{Conn: conn, Net: c, Chans: chans, Reqs: reqs, Owner: owner, Task: task}
-	if !stop() {
-		out.hangUp()
-		return nil, context.Cause(ctx)
-	}
-	c.SetDeadline(time.Time{})
-	return out, nil
-}
-
-// dialTCP makes a TCP connection. What asks for one of a machine that is just
-// coming up is not refused but lost, and asked again after a second, then two,
-// then four: so there are several attempts under way, and the first that is
-// heard wins.
-func (d *Dialer) dialTCP(ctx context.Context, addr string) (net.Conn, error) {
-	const again = 200 * time.Millisecond // until the next attempt
-	dial := d.NetDial
-	if dial == nil {
-		// Package net sets TCP_NODELAY by itself. A bastion whose network
-		// vanished is noticed within two minutes.
-		dial = (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
-			Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 4,
-		}}).DialContext
-	}
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
-	defer cancel()
-	type outcome struct {
-		conn net.Conn
-		err  error
-	}
-	outcomes := make(chan outcome)
-	pending := 0
-	attempt := func() {
-		pending++
-		go func() { // the loops below wait for it
-			c, err := dial(ctx, "tcp", addr)
-			outcomes <- outcome{c, err}
-		}()
-	}
-	attempt()
-	tick := time.NewTicker(again)
-	defer tick.Stop()
-	var first outcome
-	for first.conn == nil && first.err == nil {
-		select {
-		case first = <-outcomes:
-			pending--
-		case <-tick.C:
-			attempt()
-		}
-	}
-	cancel()
-	for ; pending > 0; pending-- {
-		if late := <-outcomes; late.conn != nil {
-			late.conn.Close()
-		}
-	}
-	if first.err != nil {
-		return nil, first.err
-	}
-	if d.WrapConn != nil {
-		return d.WrapConn(first.conn), nil
-	}
-	return first.conn, nil
-}
-
-// hangUp closes a connection that nobody serves.
-func (c *Conn) hangUp() {
-	c.Close()
-	var drained sync.WaitGroup
-	drained.Go(func() { ssh.DiscardRequests(c.Reqs) })
-	for range c.Chans {
-	}
-	drained.Wait()
-}
-
-// Adopt records the bastions that run, or are being started, and the ledger does
-// not know: those an earlier gateway left behind. A gateway with a [Memory]
-// ledger calls it once, before its first Dial; what cannot be adopted is in the
-// error, and does not keep the rest from it. It takes a minute at most: Sweep adopts
-// what it has missed.
-func (d *Dialer) Adopt(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
-	defer cancel()
-	return d.survey(ctx, d.adopt)
-}
-
-// Sweep stops what nobody can use any more: tasks that are not, or no longer,
-// their owner's present one, and those that have outlived their profile's MaxLife.
-// Nothing that may be part of a start under way is touched. A bastion that the
-// ledger does not know is adopted, as by [Dialer.Adopt]. To be called every ten
-// minutes or so; what fails is in the error, and left for the next time.
-func (d *Dialer) Sweep(ctx context.Context) error { return d.survey(ctx, d.sweep) }
-
-// survey calls f for each task of each profile.
-func (d *Dialer) survey(ctx context.Context, f func(context.Context, Profile, OwnedTask) error) error {
-	var errs []error
-	for name, profile := range d.Profiles {
-		tasks, err := profile.Launcher.List(ctx)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("listing the bastions of profile %s: %w", name, err))
-		}
-		for _, task := range tasks {
-			if task.Owner.Profile != name {
-				continue // profiles may share a launcher
-			}
-			if err := f(ctx, profile, task); err != nil {
-				errs = append(errs, fmt.Errorf("the bastion %s of %s: %w", task.Task.ID, task.Owner, err))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (d *Dialer) adopt(ctx context.Context, _ Profile, found OwnedTask) error {
-	owner, task := found.Owner, found.Task
-	entry, err := d.Ledger.Get(ctx, owner)
-	if err != nil {
-		return err
-	}
-	// A ledger that has got this far knows better than a listing, which may
-	// be late; a Launch of the same generation would find the task anyway.
-	if entry.Generation >= task.Generation || entry.leased() {
-		return nil
-	}
-	known := Entry{Generation: task.Generation, State: Running, Task: task, Since: found.Started}
-	if task.Addr == "" {
-		// Its gateway died while it started it. Whoever asks for it next
-		// launches the same generation, and is given this task.
-		known = Entry{Generation: task.Generation, State: Starting, Since: found.Started}
-	}
-	_, err = d.swap(ctx, owner, entry, known)
-	if errors.Is(err, ErrConflict) {
-		return nil // somebody is at it
-	}
-	if err == nil {
-		d.Log.Info("bastion adopted", "owner", owner, "task", task.ID, "addr", task.Addr)
-		d.event(Event{Kind: Adopted, Owner: owner, Task: task})
-	}
-	return err
-}
-
-func (d *Dialer) sweep(ctx context.Context, profile Profile, found OwnedTask) error {
-	owner, task := found.Owner, found.Task
-	entry, err := d.Ledger.Get(ctx, owner)
-	if err != nil {
-		return err
-	}
-	age := time.Since(found.Started)
-	current := entry.Generation == task.Generation &&
-		(entry.State == Starting || entry.State == Running && entry.Task.ID == task.ID)
-	var why string
-	switch {
-	case found.Started.IsZero():
-		return nil // its launcher ends it by other means
-	case profile.MaxLife > 0 && age > profile.MaxLife+overtime:
-		why = "it has outlived its maximum life"
-	case current:
-		return nil
-	case entry.Generation < task.Generation:
-		return d.adopt(ctx, profile, found)
-	case age > orphanAge:
-		why = "it is nobody's"
-	default:
-		return nil
-	}
-	d.Log.Warn("stopping a bastion", "owner", owner, "task", task.ID, "generation", task.Generation,
-		"current", entry.Generation, "age", age.Round(time.Second).String(), "why", why)
-	if current && entry.State == Running {
-		return d.abandon(ctx, profile.Launcher, owner, entry, why)
-	}
-	return d.stop(ctx, profile.Launcher, owner, task, why)
-}
-
 // Wait returns when no start is under way in this process, or with the cause of
 // ctx's end. A start that is cut off by the end of the process is finished by
 // the next gateway that is asked for that bastion.
@@ -899,8 +506,6 @@ func (d *Dialer) Wait(ctx context.Context) error {
 
 // leased reports whether somebody is starting the bastion, as far as is known.
 func (e Entry) leased() bool { return e.State == Starting && time.Now().Before(e.Lease) }
-
-func equal(a, b ssh.PublicKey) bool { return bytes.Equal(a.Marshal(), b.Marshal()) }
 
 // sleep waits for about the time given, or returns the cause of ctx's end.
 // Gateways that wait for the same thing must not go on in step.
