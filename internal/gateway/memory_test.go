@@ -25,8 +25,8 @@ func TestMemory(t *testing.T) {
 	tests := []struct {
 		name string
 		heap int64
-		// What alice does on nine channels, and on how many connections; bob
-		// uses one that works.
+		// What alice does on 16 channels, which hold 2 MiB each, and on how many
+		// connections; bob uses one that works.
 		bastionReads, clientSends, bastionSends bool
 		conns                                   int
 		ends                                    bool // alice's connections
@@ -43,7 +43,7 @@ func TestMemory(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
-				w.srv.MaxMemory = budget
+				w.srv.MaxMemory, w.srv.MaxSessions = budget, 16
 				w.srv.heap = func() int64 { return tt.heap }
 				w.srv.Dial = func(_ context.Context, id identity.Identity, _ func(bool)) (*bastion.Conn, error) {
 					near, far := sshtest.Pipe()
@@ -75,7 +75,7 @@ func TestMemory(t *testing.T) {
 				}
 				var alices []*client
 				for range tt.conns {
-					alices = append(alices, use("alice", w.alice, 9, tt.clientSends))
+					alices = append(alices, use("alice", w.alice, 16, tt.clientSends))
 				}
 				quiet := use("alice", w.alice, 1, false)
 				bob := use("bob", w.bob, 9, true)
