@@ -62,8 +62,9 @@ equal reason "$(aws ecs describe-tasks --cluster sallyport --tasks "$task" --que
 # Tasks of nobody. Debian's aws does not know client tokens yet.
 run=(ecs run-task --cluster sallyport --task-definition sallyport-bastion:7 --launch-type FARGATE --started-by me
 	--network-configuration 'awsvpcConfiguration={subnets=[subnet-0fa4e00a],securityGroups=[sg-0fa4e001]}')
-first=$(aws "${run[@]}" --query 'tasks[0].taskArn')
-equal 'its state' "$(aws ecs describe-tasks --cluster sallyport --tasks "$first" --query 'tasks[0].desiredStatus')" RUNNING
+read -r first state <<<"$(aws "${run[@]}" --query 'tasks[0].[taskArn,desiredStatus]')"
+equal 'its state' "$state" RUNNING
+equal 'who started it' "$(aws ecs describe-tasks --cluster sallyport --tasks "$first" --query 'tasks[0].startedBy')" me # it may have ended by now: nobody told it whose it is
 equal 'not among the gateway'"'"'s' "$(aws ecs list-tasks --cluster sallyport --started-by sallyport/default --query 'taskArns[]')" ''
 refused InvalidParameterException "${run[@]}" --count 11
 refused ClusterNotFoundException ecs list-tasks --cluster other
