@@ -126,6 +126,7 @@ func (s *serve) Run(ctx context.Context, std streams) error {
 		AcceptEnv:   s.AcceptEnv,
 		MaxSessions: s.MaxSessions,
 		SFTP:        agent.SFTPCommand(quote(self) + " sftp-server"),
+		Lastlog:     "/var/log/lastlog",
 		TZ:          os.Getenv("TZ"),
 		Log:         log,
 	}

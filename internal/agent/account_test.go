@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -125,6 +126,49 @@ func TestOtherAccount(t *testing.T) {
 	})
 	if os.Geteuid() != 0 {
 		t.Error("the agent itself is not root any more")
+	}
+}
+
+// TestAgentOfAnother: a forwarded agent answers nobody but the user and root,
+// even if she has opened its socket to everybody.
+func TestAgentOfAnother(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can connect as somebody else")
+	}
+	b := start(t, nil)
+	c := b.dial(alice())
+	go func() {
+		for nc := range c.HandleChannelOpen("auth-agent@openssh.com") {
+			if ch, reqs, err := nc.Accept(); err == nil {
+				go ssh.DiscardRequests(reqs)
+				io.WriteString(ch, "hello")
+				ch.Close()
+			}
+		}
+	}()
+	s, err := c.NewSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := s.SendRequest("auth-agent-req@openssh.com", true, nil); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	out, err := s.Output("chmod 711 $(dirname $SSH_AUTH_SOCK) && chmod 666 $SSH_AUTH_SOCK && echo -n $SSH_AUTH_SOCK")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		account Account
+		want    string
+	}{{Account{}, "hello"}, {Account{UID: 5, GID: 60}, ""}} {
+		var conn net.Conn
+		if err := tt.account.do(func() (err error) { conn, err = net.Dial("unix", string(out)); return err }); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(conn); string(got) != tt.want || err != nil {
+			t.Errorf("user %d was told %q, %v; want %q", tt.account.UID, got, err, tt.want)
+		}
+		conn.Close()
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 )
 
 // Files that sshd and login(1) know.
@@ -140,19 +139,16 @@ func (s *session) rc(l launch) string {
 	return ""
 }
 
-// prepare greets an interactive session, and runs the rc script or, where
-// there is none, xauth. The scripts write to the session's own files.
-func (s *session) prepare(l launch) {
+// prepare greets an interactive session, with the login before it, and runs the
+// rc script or, where there is none, xauth. The scripts write to the session's
+// own files.
+func (s *session) prepare(l launch, last login) {
 	if s.greets(l) {
 		if motd, err := os.Open(motdFile); err == nil {
 			io.Copy(l.files[1], io.LimitReader(motd, 64<<10))
 			motd.Close()
 		}
-		from := "nowhere"
-		if s.c.id.Client.IsValid() {
-			from = s.c.id.Client.Addr().String()
-		}
-		if last := s.c.server.welcome(from, time.Now()); last != "" {
+		if !last.at.IsZero() {
 			fmt.Fprintln(l.files[1], last)
 		}
 	}

@@ -457,8 +457,35 @@ func (c *conn) forwardAgent() bool {
 		l.close()
 		return c.agentPath() != ""
 	}
-	c.serve(l, func(net.Conn) (string, []byte) { return "auth-agent@openssh.com", nil })
+	c.serve(l, func(nc net.Conn) (string, []byte) {
+		if uid, err := peerUID(nc); err != nil || uid != a.UID && uid != 0 {
+			c.log.Warn("somebody else asked for the user's ssh-agent", "uid", uid, "err", err)
+			return "", nil
+		}
+		return "auth-agent@openssh.com", nil
+	})
 	return true
+}
+
+// peerUID is the user id of who has connected to a Unix socket (unix(7),
+// SO_PEERCRED). The mode of the socket and of its folder keep others out; as
+// ssh-agent does, this keeps them out if somebody has changed those.
+func peerUID(nc net.Conn) (uint32, error) {
+	raw, err := nc.(stream).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return 0, err
+	}
+	if credErr != nil {
+		return 0, os.NewSyscallError("getsockopt", credErr)
+	}
+	return cred.Uid, nil
 }
 
 // agentPath is the forwarded agent's socket, or "".

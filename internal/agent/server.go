@@ -70,6 +70,10 @@ type Server struct {
 	// MaxSessions is how many sessions one connection may have open; zero
 	// means 10.
 	MaxSessions int
+	// Lastlog is the file where logins with a terminal are remembered, and
+	// which lastlog(8) shows. It is not made if it is not there. Empty means
+	// none.
+	Lastlog string
 	// TZ, if not empty, is the sessions' time zone variable.
 	TZ string
 
@@ -84,9 +88,8 @@ type Server struct {
 	// closing refuses new connections.
 	closing bool
 	// idle runs while there is no authenticated connection.
-	idle *time.Timer
-	// lastLogin is what the next interactive session shows.
-	lastLogin string
+	idle      *time.Timer
+	lastLogin login
 
 	// processes are those that run, of clients that have gone too; reaping
 	// waits for them.
@@ -445,14 +448,4 @@ func (s *Server) start(cmd command) (*process, error) {
 		close(p.ended)
 	})
 	return p, nil
-}
-
-// welcome returns the line about the login before this one, and remembers
-// this one. The first time there is none.
-func (s *Server) welcome(from string, now time.Time) string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	last := s.lastLogin
-	s.lastLogin = fmt.Sprintf("Last login: %s from %s", now.Format("Mon Jan _2 15:04:05 2006"), from)
-	return last
 }

@@ -399,13 +399,14 @@ func (s *session) copyIn(to *os.File) {
 // start starts the process, and sees to its end in a goroutine.
 func (s *session) start(l launch) {
 	s.c.log.Info("session", "command", l.command, "original", l.original, "subsystem", l.subsystem, "pty", s.tty != nil)
+	last := s.login()
 	if s.quick(l) {
 		proc := s.startProcess(l)
 		s.c.spawn("session", func() { s.finish(proc) })
 		return
 	}
 	s.c.spawn("session", func() {
-		s.prepare(l)
+		s.prepare(l, last)
 		s.finish(s.startProcess(l))
 	})
 }
