@@ -60,8 +60,8 @@ func (s *side) bridge(nc ssh.NewChannel, number int) {
 		return
 	}
 
-	out := &flow{side: s, to: &sink{Channel: far}, from: near, reqs: nearReqs, toServer: s.toServer, watch: watch, number: number}
-	back := &flow{side: s, to: &sink{Channel: near}, from: far, reqs: farReqs, toServer: !s.toServer, watch: watch, number: number}
+	out := &flow{side: s, to: &sink{Channel: far}, from: near, toServer: s.toServer, watch: watch, number: number}
+	back := &flow{side: s, to: &sink{Channel: near}, from: far, toServer: !s.toServer, watch: watch, number: number}
 	out.reverse, back.reverse = back, out
 	up, down := out, back
 	if !s.toServer {
@@ -75,10 +75,27 @@ func (s *side) bridge(nc ssh.NewChannel, number int) {
 		out.session, back.session = back.to, back.to
 		defer s.r.forget(back.to)
 	}
-	var wg sync.WaitGroup
-	out.start(&wg, back.carry)
-	out.carry()
-	wg.Wait()
+	out.begin()
+	back.begin()
+	// One goroutine takes the requests of both, which are few.
+	var finishing sync.WaitGroup
+	for nearReqs != nil || farReqs != nil {
+		f, reqs := out, &nearReqs
+		var req *ssh.Request
+		var ok bool
+		select {
+		case req, ok = <-nearReqs:
+		case req, ok = <-farReqs:
+			f, reqs = back, &farReqs
+		}
+		if !ok {
+			*reqs = nil
+			out.start(&finishing, f.finish)
+			continue
+		}
+		f.queue.add(req)
+	}
+	finishing.Wait()
 }
 
 // A sink is the end of a channel that is written to. Package ssh wants writes
@@ -122,8 +139,7 @@ type flow struct {
 	*side
 	to       *sink
 	from     ssh.Channel
-	reqs     <-chan *ssh.Request // of from
-	session  *sink               // the client's end, if this is a session
+	session  *sink // the client's end, if this is a session
 	toServer bool
 	reverse  *flow
 	number   int            // of the channel
@@ -145,22 +161,20 @@ type flow struct {
 	drained atomic.Bool // from is closed, and there is nothing left but data
 }
 
-// carry moves all that from sends to the channel to: data, stderr, requests,
-// then EOF, then close. It returns when from is closed and all has been handed
-// over.
-func (f *flow) carry() {
+// begin starts to move all that from sends to the channel to.
+func (f *flow) begin() {
 	f.exited = make(chan struct{})
-	exit := sync.OnceFunc(func() { close(f.exited) })
+	f.queue.flow, f.queue.exit = f, sync.OnceFunc(func() { close(f.exited) })
 	f.streams.Store(2)
 	f.idle.Store(2)
-	f.start(&f.stderr, func() { f.copy(&f.stderr, f.to.writeStderr, f.from.Stderr(), make([]byte, smallBuffer)) })
-	f.start(&f.data, func() { f.copy(&f.data, f.to.write, f.from, make([]byte, smallBuffer)) })
+	f.start(&f.stderr, func() { f.copy(f.to.writeStderr, f.from.Stderr()) })
+	f.start(&f.data, func() { f.copy(f.to.write, f.from) })
+}
 
-	f.queue.flow, f.queue.exit = f, exit
-	for req := range f.reqs {
-		f.queue.add(req)
-	}
-	// from is closed now: nothing more will come in.
+// finish is for when from is closed, and no request will come any more: it sees
+// to it that all has been handed over, the data, stderr and requests, and then
+// EOF, and then close.
+func (f *flow) finish() {
 	handedOver := make(chan struct{})
 	var hurry sync.WaitGroup
 	f.start(&hurry, func() { f.hurry(handedOver) })
@@ -168,7 +182,7 @@ func (f *flow) carry() {
 	if f.holdsEOF() && !f.queue.exited && f.r.lostText() != "" {
 		f.lost = f.serverLost()
 	}
-	exit()
+	f.queue.exit()
 	f.all.Wait()
 	f.stderr.Wait()
 	if f.drained.Store(true); f.unread.Load() {
@@ -285,20 +299,18 @@ const (
 var largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
 
 // copy hands over what from sends until its end, or until to takes no more.
-//
-// It waits on a fresh stack each time: those that have handed something over
-// have grown, stay that way, and are most of what an idle session costs.
-func (f *flow) copy(wg *sync.WaitGroup, write func([]byte) (int, error), from io.Reader, small []byte) {
-	// An error beside data says that the window could not be adjusted. What
-	// has arrived is still to be read.
-	n, err := from.Read(small)
-	f.idle.Add(-1)
-	switch {
-	case n == 0 && err != nil, !f.handOver(write, small[:n]), n == len(small) && !f.copyBulk(write, from):
-		f.streamEnded()
-	default:
+func (f *flow) copy(write func([]byte) (int, error), from io.Reader) {
+	small := make([]byte, smallBuffer)
+	for {
+		// An error beside data says that the window could not be adjusted. What
+		// has arrived is still to be read.
+		n, err := from.Read(small)
+		f.idle.Add(-1)
+		if n == 0 && err != nil || !f.handOver(write, small[:n]) || n == len(small) && !f.copyBulk(write, from) {
+			f.streamEnded()
+			return
+		}
 		f.idle.Add(1)
-		f.start(wg, func() { f.copy(wg, write, from, small) })
 	}
 }
 

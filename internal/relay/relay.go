@@ -77,8 +77,9 @@ type Relay struct {
 
 	Log *slog.Logger
 
-	clientLeft atomic.Bool   // before the bastion did
-	serverGone chan struct{} // closed when the bastion's connection has ended
+	loops      sync.WaitGroup // what serves the two connections
+	clientLeft atomic.Bool    // before the bastion did
+	serverGone chan struct{}  // closed when the bastion's connection has ended
 
 	mu       sync.Mutex
 	draining bool // no new channels: the connection is about to be closed
@@ -146,9 +147,19 @@ func (r *Relay) Run(server <-chan Peer, refusal func() string) (byClient bool, e
 		return false, ErrNoServer
 	}
 
-	bastion := &side{r: r, name: "bastion", Peer: up, far: r.Client.Conn}
+	bastion, first := r.link(client, up)
+	r.loops.Go(func() { bastion.serve(nil) })
+	client.serve(backlog)
+	r.loops.Wait()
+	return first.Load() == client, first.Load().Conn.Wait()
+}
+
+// link makes the bastion's side, and says what happens when either side ends.
+// The result first tells which one that was.
+func (r *Relay) link(client *side, up Peer) (bastion *side, first *atomic.Pointer[side]) {
+	first = new(atomic.Pointer[side])
+	bastion = &side{r: r, name: "bastion", Peer: up, far: r.Client.Conn}
 	client.far = up.Conn
-	var first atomic.Pointer[side]
 	client.ended = sync.OnceFunc(func() {
 		if first.CompareAndSwap(nil, client) {
 			r.clientLeft.Store(true)
@@ -162,11 +173,7 @@ func (r *Relay) Run(server <-chan Peer, refusal func() string) (byClient bool, e
 		r.drain()
 		r.Client.Conn.Close()
 	})
-	var loops sync.WaitGroup
-	loops.Go(func() { bastion.serve(nil, &loops) })
-	client.serve(backlog, &loops)
-	loops.Wait()
-	return first.Load() == client, first.Load().Conn.Wait()
+	return bastion, first
 }
 
 // drain waits until all channels have ended and lets no new ones begin.
@@ -234,6 +241,7 @@ type side struct {
 	toServer bool     // this is the client's side
 	ended    func()   // to be called when Conn has ended; may be called again
 
+	watching  bool // a goroutine waits for the end of Conn
 	opens     int  // received so far
 	announced bool // that no more sessions come
 	lastOpen  int  // the number of the last that may be a session, if announced
@@ -245,30 +253,35 @@ type side struct {
 // Package ssh queues requests and opens apart, each in order, and queues what
 // came first first. So when an open has been taken, all requests that came
 // before it are queued, and are returned before it.
-func (s *side) next(server <-chan Peer) (items []item, up Peer, ended bool) {
+func (s *side) next(server <-chan Peer, up *Peer) (items []item, ended bool) {
 	select {
-	case up = <-server:
-		return nil, up, false
+	case *up = <-server:
+		return nil, false
 	case req, ok := <-s.Reqs:
 		if !ok {
-			return nil, Peer{}, true
+			return nil, true
 		}
 		s.note(req)
-		return []item{{req: req}}, Peer{}, false
+		return []item{{req: req}}, false
 	case nc, ok := <-s.Chans:
 		if !ok {
-			return nil, Peer{}, true
+			return nil, true
 		}
-		s.opens++
-		late := s.announced && s.opens > s.lastOpen
-		for n := len(s.Reqs); n > 0; n-- {
-			if req := <-s.Reqs; req != nil {
-				s.note(req)
-				items = append(items, item{req: req})
-			}
-		}
-		return append(items, item{open: nc, late: late}), Peer{}, false
+		return s.withEarlier(nc), false
 	}
+}
+
+// withEarlier returns the requests that came before an open, and the open.
+func (s *side) withEarlier(nc ssh.NewChannel) (items []item) {
+	s.opens++
+	late := s.announced && s.opens > s.lastOpen
+	for n := len(s.Reqs); n > 0; n-- {
+		if req := <-s.Reqs; req != nil {
+			s.note(req)
+			items = append(items, item{req: req})
+		}
+	}
+	return append(items, item{open: nc, late: late})
 }
 
 // note takes note of no-more-sessions. OpenSSH sends it right behind the open
@@ -291,7 +304,7 @@ const (
 func (s *side) await(server <-chan Peer) (backlog []item, up Peer, gone bool) {
 	size, unanswered := 0, false
 	for {
-		items, up, gone := s.next(server)
+		items, gone := s.next(server, &up)
 		if items == nil {
 			return backlog, up, gone
 		}
@@ -327,7 +340,7 @@ func (s *side) dismiss(backlog []item, refusal func() string, after time.Duratio
 	timer := time.AfterFunc(after, func() { s.Conn.Close() })
 	defer timer.Stop()
 	defer s.Conn.Close()
-	for items, ended := backlog, false; !ended; items, _, ended = s.next(nil) {
+	for items, ended := backlog, false; !ended; items, ended = s.next(nil, nil) {
 		for _, it := range items {
 			it.refuse(refusal())
 		}
@@ -336,27 +349,19 @@ func (s *side) dismiss(backlog []item, refusal func() string, after time.Duratio
 
 // serve handles the backlog and then what comes in, in order, until the
 // connection has ended.
-func (s *side) serve(backlog []item, loops *sync.WaitGroup) {
+func (s *side) serve(backlog []item) {
 	defer s.ended()
 	defer s.recover("connection")
-	// While a reply is awaited from the far side, the end of this connection
-	// would go unnoticed here. Most connections never forward such a request,
-	// and need no goroutine for it.
-	watch := sync.OnceFunc(func() {
-		loops.Go(func() {
-			s.Conn.Wait()
-			s.ended()
-		})
-	})
-	for items, ended := backlog, false; !ended; items, _, ended = s.next(nil) {
-		for _, it := range items {
-			if it.open != nil {
-				s.open(it)
-				continue
-			}
-			if it.req.WantReply {
-				watch()
-			}
+	for items, ended := backlog, false; !ended; items, ended = s.next(nil, nil) {
+		s.handle(items)
+	}
+}
+
+func (s *side) handle(items []item) {
+	for _, it := range items {
+		if it.open != nil {
+			s.open(it)
+		} else {
 			s.aside(func() { s.request(it.req) })
 		}
 	}
@@ -387,6 +392,16 @@ func (s *side) request(req *ssh.Request) {
 		s.r.refused(Refusal{Kind: req.Type, FromClient: s.toServer, Payload: req.Payload, Channel: -1, Global: true, Code: ssh.Prohibited, Why: why.Error()})
 		req.Reply(false, nil)
 		return
+	}
+	if req.WantReply && !s.watching {
+		// While a reply is awaited from the far side, the end of this
+		// connection would go unnoticed. Most connections never forward such a
+		// request, and need no goroutine for it.
+		s.watching = true
+		s.r.loops.Go(func() {
+			s.Conn.Wait()
+			s.ended()
+		})
 	}
 	ok, payload, err := s.far.SendRequest(req.Type, req.WantReply, req.Payload)
 	ok = ok && err == nil

@@ -89,7 +89,7 @@ func TestNoMoreSessionsOrder(t *testing.T) {
 		var late []bool
 		take := func(want int) {
 			for len(late) < want {
-				items, _, _ := s.next(nil)
+				items, _ := s.next(nil, nil)
 				for _, it := range items {
 					if it.open != nil {
 						late = append(late, it.late)
@@ -99,7 +99,7 @@ func TestNoMoreSessionsOrder(t *testing.T) {
 		}
 		take(1)
 		for len(reqs) > 0 {
-			s.next(nil)
+			s.next(nil, nil)
 		}
 		chans <- stubOpen{}
 		take(2)
