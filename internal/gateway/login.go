@@ -54,7 +54,7 @@ var (
 // getting her a bastion. When it returns without error c.identity and c.dial
 // are set; the bastion may still be starting. A connection to the console has no
 // dial. c.dial may be set with an error too.
-func (c *conn) login(ctx context.Context, admitted *admission) (relay.Peer, error) {
+func (c *conn) login(ctx context.Context) (relay.Peer, error) {
 	grace := c.LoginGraceTime
 	if grace == 0 {
 		grace = loginGraceDefault
@@ -77,7 +77,7 @@ func (c *conn) login(ctx context.Context, admitted *admission) (relay.Peer, erro
 		var reqs <-chan *ssh.Request
 		sc, chans, reqs, err = ssh.NewServerConn(c.wire, c.serverConfig(ctx, clientVersion, version, func() {
 			timer.Stop()
-			admitted.release()
+			c.admission.release()
 		}))
 		if err == nil {
 			// Nothing but the permissions of the authentication that
@@ -299,6 +299,7 @@ func (c *conn) getBastion(ctx context.Context, id identity.Identity, banner ssh.
 type dial struct {
 	user     string
 	id       identity.Identity
+	cancel   context.CancelFunc
 	starting chan struct{} // closed if the user has to wait
 	done     chan struct{} // closed when conn or err is set
 	conn     *bastion.Conn
@@ -306,7 +307,8 @@ type dial struct {
 }
 
 func (c *conn) startDial(ctx context.Context, id identity.Identity) *dial {
-	d := &dial{user: id.User, id: id, starting: make(chan struct{}), done: make(chan struct{}), err: errNoBastion}
+	ctx, cancel := context.WithCancel(ctx)
+	d := &dial{user: id.User, id: id, cancel: cancel, starting: make(chan struct{}), done: make(chan struct{}), err: errNoBastion}
 	go func() { // endDial waits for it
 		defer close(d.done)
 		defer c.recover(c.wire)
@@ -350,12 +352,12 @@ func (d *dial) deliver() <-chan relay.Peer {
 	return server
 }
 
-// endDial waits for the dial, which must have been cancelled, and closes what
-// it brought, in case the relay has not.
+// endDial cancels the dial and closes what it brought, in case the relay has not.
 func (c *conn) endDial() {
 	if c.dial == nil {
 		return
 	}
+	c.dial.cancel()
 	if <-c.dial.done; c.dial.conn != nil {
 		c.dial.conn.Close()
 	}

@@ -19,8 +19,10 @@ import (
 // is in them is judged by what has come in and has not gone out.
 
 const (
-	// lookEvery is how often it is looked how much memory is in use.
-	lookEvery = time.Second
+	// lookEvery is how often it is looked how much memory is in use, and
+	// looksAtRest every which time who holds it, while there is plenty.
+	lookEvery   = time.Second
+	looksAtRest = 5
 	// heldMin is what a user must hold for her connections to be closed. A peer
 	// that means no harm holds 2 MiB at most with each channel that is stuck.
 	heldMin = 16 << 20
@@ -57,13 +59,15 @@ func (s *Server) guardMemory(ctx context.Context) {
 	}
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	for {
+	for n := 0; ; n++ {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
-		s.freeMemory()
+		if n%looksAtRest == 0 || s.heapInUse() > s.MaxMemory/2 {
+			s.freeMemory()
+		}
 	}
 }
 

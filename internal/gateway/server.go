@@ -153,6 +153,7 @@ type conn struct {
 	client, server netip.AddrPort // the two ends, those beyond a balancer
 	local          bool           // it is a balancer's own
 	began          time.Time
+	admission      *admission
 
 	// What login leaves behind.
 	offered  string // the user name last asked for, proven or not
@@ -237,64 +238,95 @@ func (s *Server) accept(ctx context.Context, ln net.Listener) error {
 // ServeConn serves one user's connection and returns when it has ended. It owns
 // nc. Ending ctx ends the wait for a bastion, not a connection that has one.
 func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
-	c := &conn{Server: s, ref: newRef(), began: time.Now(), client: addrPort(nc.RemoteAddr()), server: addrPort(nc.LocalAddr())}
-	c.log = s.Log.With("conn", c.ref, "remote", nc.RemoteAddr().String())
+	c := s.newConn(nc)
 	defer c.recover(nc)
-	if !c.admitProxied(ctx, nc) {
+	if !c.startup(ctx, nc) {
 		return
 	}
-
-	if err := c.checkPenalty(); err != nil {
-		c.turnedAway(slog.LevelInfo, err) // the penalty itself was a warning
-		refuse(nc, notAllowed)
-		return
-	}
-	admitted, err := s.startups.admit(c.source(), s.MaxStartups, s.PerSourceMaxStartups)
-	if err != nil {
-		c.turnedAway(slog.LevelWarn, err)
-		refuse(nc, "Exceeded MaxStartups\r\n")
-		return
-	}
-	defer admitted.release()
+	defer c.admission.release()
 	c.wire = wire.New(nc)
-	defer c.keepBastion.stop()
-	defer c.keepClient.stop()
+	defer c.stopKeepalives()
 	defer c.wire.Close()
 	if !c.enter() {
 		return
 	}
 	defer c.leave()
-	ctx, cancel := context.WithCancel(ctx)
-	defer c.endDial()
-	defer cancel()
+	c.serve(ctx)
+}
 
+// serve has the client log in, and relays or serves its console until either
+// side ends.
+func (c *conn) serve(ctx context.Context) {
+	defer c.endDial()
+	client, ok := c.letIn(ctx)
+	if !ok {
+		return
+	}
+	if c.isConsole() {
+		c.serveConsole(ctx, client)
+		c.ended("client", client.Conn.Wait())
+		return
+	}
+	byClient, err := c.startRelay(client).Run(c.dial.deliver(), func() string { return userMessage(c.dial.reason(), c.ref) })
+	if byClient {
+		c.ended("client", err)
+	} else {
+		c.ended("bastion", err)
+	}
+}
+
+// What needs space on the stack is kept out of ServeConn and serve, which hold
+// what they take for as long as the connection lasts.
+
+func (s *Server) newConn(nc net.Conn) *conn {
+	c := &conn{Server: s, ref: newRef(), began: time.Now(), client: addrPort(nc.RemoteAddr()), server: addrPort(nc.LocalAddr())}
+	c.log = s.Log.With("conn", c.ref, "remote", nc.RemoteAddr().String())
+	return c
+}
+
+// startup lets a connection that has not logged in try to, or turns it away
+// (sshd_config(5), MaxStartups and PerSourcePenalties).
+func (c *conn) startup(ctx context.Context, nc net.Conn) bool {
+	if !c.admitProxied(ctx, nc) {
+		return false
+	}
+	if err := c.checkPenalty(); err != nil {
+		c.turnedAway(slog.LevelInfo, err) // the penalty itself was a warning
+		refuse(nc, notAllowed)
+		return false
+	}
+	var err error
+	c.admission, err = c.startups.admit(c.source(), c.MaxStartups, c.PerSourceMaxStartups)
+	if err != nil {
+		c.turnedAway(slog.LevelWarn, err)
+		refuse(nc, "Exceeded MaxStartups\r\n")
+		return false
+	}
+	return true
+}
+
+// letIn has the client log in, and writes down what came of it.
+func (c *conn) letIn(ctx context.Context) (relay.Peer, bool) {
 	if !c.local {
 		c.auditConnection()
 	}
-	client, err := c.login(ctx, admitted)
+	client, err := c.login(ctx)
 	if err != nil {
 		c.penalise(err)
 		c.auditRefusal(err)
 		c.logRefusal(err)
-		return
+		return relay.Peer{}, false
 	}
 	c.log.Info("login", "user", c.identity.User, "profile", c.identity.Profile, "key", c.identity.Key,
 		"client", string(client.Conn.ClientVersion()), "ms", time.Since(c.began).Milliseconds())
 	c.keepClient.start(c, client.Conn, "client", c.wire)
-	if c.isConsole() {
-		c.serveConsole(ctx, client)
-		err := client.Conn.Wait()
-		c.auditEnd("client", err)
-		c.log.Info("end", "user", c.identity.User, "by", "client", "reason", err.Error(), "seconds", int(time.Since(c.began).Seconds()))
-		return
-	}
-	byClient, err := c.startRelay(client).Run(c.dial.deliver(), func() string { return userMessage(c.dial.reason(), c.ref) })
-	end := "bastion"
-	if byClient {
-		end = "client"
-	}
-	c.auditEnd(end, err)
-	c.log.Info("end", "user", c.identity.User, "by", end, "reason", err.Error(), "seconds", int(time.Since(c.began).Seconds()))
+	return client, true
+}
+
+// ended writes down who ended the connection, and why.
+func (c *conn) ended(by string, reason error) {
+	c.auditEnd(by, reason)
+	c.log.Info("end", "user", c.identity.User, "by", by, "reason", reason.Error(), "seconds", int(time.Since(c.began).Seconds()))
 }
 
 // startRelay makes the relay, and makes it known to those who close the
@@ -493,7 +525,12 @@ func (k *keepalive) start(c *conn, peer ssh.Conn, name string, nc net.Conn) {
 	k.last = k.heard()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.timer = time.AfterFunc(k.interval(), k.tick)
+	k.timer = time.AfterFunc(k.untilNext(), k.tick)
+}
+
+func (c *conn) stopKeepalives() {
+	c.keepClient.stop()
+	c.keepBastion.stop()
 }
 
 // stop waits for a question that is out: the peer must have been closed.
@@ -536,8 +573,16 @@ func (k *keepalive) tick() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.timer != nil {
-		k.timer.Reset(k.interval())
+		k.timer.Reset(k.untilNext())
 	}
+}
+
+// untilNext is an interval, give or take a thirtieth: as many connections as
+// possible are looked at in the same moment. To wake up for each of some
+// thousands by itself would cost more than the questions do.
+func (k *keepalive) untilNext() time.Duration {
+	now := time.Now()
+	return now.Add(k.interval()).Round(k.interval() / 15).Sub(now)
 }
 
 // ask reports whether the peer is still there.
