@@ -281,13 +281,15 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 	for _, ln := range listeners {
 		log.Info("listening", "addr", ln.Addr().String())
 	}
+	drained, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	context.AfterFunc(ctx, func() { time.AfterFunc(max(cfg.Drain, time.Second), cancel) })
 	err = server.Serve(ctx, listeners...)
+	drain() // in case that a listener has failed
 
 	// A start that is interrupted here would have to be begun anew by the next
-	// gateway.
-	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(cfg.Drain, time.Second))
-	defer cancel()
-	if waitErr := dialer.Wait(bounded); waitErr != nil {
+	// gateway. It gets what the connections have left of the time.
+	if waitErr := dialer.Wait(drained); waitErr != nil {
 		log.Warn("bastions are still starting", "err", waitErr)
 	}
 	events.Write(audit.Event{Type: audit.GatewayStopped})
