@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -432,6 +433,41 @@ func TestKeepalive(t *testing.T) {
 		}
 		if out, err := silent.run("who"); err != nil {
 			t.Errorf("bob: %q, %v", out, err)
+		}
+	})
+}
+
+// TestKeepaliveTogether wants clients to be asked about once per interval, and at
+// the same moments if they came at almost the same.
+func TestKeepaliveTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.srv.ClientAliveInterval = 15 * time.Second
+		began := time.Now().Truncate(time.Second).Add(time.Second)
+		time.Sleep(time.Until(began) - 200*time.Millisecond)
+		var asked [2][]time.Time
+		for i := range asked {
+			near, far := sshtest.Pipe()
+			go w.srv.ServeConn(t.Context(), far)
+			conn, _, reqs, err := ssh.NewClientConn(near, "gateway", &ssh.ClientConfig{
+				User: "alice", Auth: []ssh.AuthMethod{ssh.PublicKeys(w.alice)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			go func() {
+				for req := range reqs {
+					asked[i] = append(asked[i], time.Now())
+					req.Reply(false, nil)
+				}
+			}()
+			time.Sleep(300 * time.Millisecond)
+		}
+		time.Sleep(5*time.Minute + 5*time.Second)
+		synctest.Wait()
+		if len(asked[0]) != 20 || !slices.Equal(asked[0], asked[1]) {
+			t.Errorf("asked at %v\nand at %v", asked[0], asked[1])
 		}
 	})
 }
