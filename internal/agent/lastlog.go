@@ -41,8 +41,8 @@ func (s *session) login() login {
 // that it may write it knows of those to this agent only.
 func (s *Server) recordLogin(now login) (before login) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	before, s.lastLogin = s.lastLogin, now
+	s.mu.Unlock() // a disk may be slow
 	if s.Lastlog == "" {
 		return before
 	}

@@ -88,7 +88,8 @@ type Server struct {
 	// closing refuses new connections.
 	closing bool
 	// idle runs while there is no authenticated connection.
-	idle      *time.Timer
+	idle *time.Timer
+	// lastLogin is the last with a terminal, for where Lastlog does not tell.
 	lastLogin login
 
 	// processes are those that run, of clients that have gone too; reaping

@@ -248,7 +248,7 @@ type side struct {
 }
 
 // next waits for what comes in next. If server delivers first, no items are
-// returned and up is what it delivered.
+// returned and up is set to what it delivered; both may be nil.
 //
 // Package ssh queues requests and opens apart, each in order, and queues what
 // came first first. So when an open has been taken, all requests that came
