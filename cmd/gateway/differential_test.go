@@ -167,9 +167,9 @@ func leave(terminal string, tenths int) string {
 		mv DIR.pids%[1]s.new DIR.pids%[1]s
 		exec sleep 600' </dev/null >/dev/null 2>&1 & client=$!
 	until test -s DIR.pids%[1]s; do sleep 0.1; done
-	sleep 0.5
-	kill -9 $client
 	read a b c command <DIR.pids%[1]s
+	for p in $a $b $c $command; do until test "$(ps -o comm= -p $p)" = sleep; do sleep 0.1; done; done
+	kill -9 $client
 	lives() { case $(ps -o stat= -p $1) in "" | Z*) false ;; esac; }
 	for i in $(seq %[2]d); do lives $command || break; sleep 0.1; done
 	sleep 0.5

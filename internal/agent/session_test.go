@@ -413,6 +413,10 @@ echo $free $deaf $talks $plain $$ > %[1]s.new; mv %[1]s.new %[1]s; exec cat`, pi
 				return n == 5
 			})
 			eventually(t, "setsid", func() bool { sid, _ := unix.Getsid(free); return sid == free })
+			eventually(t, "nohup", func() bool { // which ignores SIGHUP, then becomes sleep
+				comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", deaf))
+				return string(comm) == "sleep\n"
+			})
 			defer unix.Kill(free, unix.SIGKILL)
 			c.Close()
 			eventually(t, "what reads or writes notices", func() bool { return !alive(reads) && !alive(talks) })
