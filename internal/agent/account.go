@@ -131,6 +131,40 @@ func (a Account) do(f func() error) error {
 	return <-done
 }
 
+// makeSocket puts in the place of a socket that is neither bound nor connected
+// yet one that the account has made. Firewall rules by user (iptables' owner,
+// nftables' skuid) go by who made a socket, which in package net may be any
+// goroutine. Options set before are lost; it is for the Control of a net.Dialer,
+// which by then has set none that matters to TCP.
+func (a Account) makeSocket(raw syscall.RawConn) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	return a.do(func() error {
+		var err error
+		if ctlErr := raw.Control(func(fd uintptr) { err = remakeSocket(int(fd)) }); ctlErr != nil {
+			return ctlErr
+		}
+		return err
+	})
+}
+
+func remakeSocket(fd int) error {
+	var is [3]int
+	for i, option := range []int{unix.SO_DOMAIN, unix.SO_TYPE, unix.SO_PROTOCOL} {
+		var err error
+		if is[i], err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, option); err != nil {
+			return os.NewSyscallError("getsockopt", err)
+		}
+	}
+	sock, err := unix.Socket(is[0], is[1]|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, is[2])
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(sock)
+	return os.NewSyscallError("dup3", unix.Dup3(sock, fd, unix.O_CLOEXEC))
+}
+
 // assume gives the calling thread the rights of the account.
 func (a Account) assume() error {
 	if os.Geteuid() != 0 {

@@ -1,11 +1,14 @@
 package agent
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -124,9 +127,56 @@ func TestOtherAccount(t *testing.T) {
 			t.Errorf("the peer is %+v, %v", cred, err)
 		}
 	})
+
+	// So are the sockets of TCP forwards, those that listen too.
+	web := listen(t, "tcp", "127.0.0.1:0")
+	defer web.Close()
+	to, err := c.Dial("tcp", web.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.Close()
+	came, err := web.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer came.Close()
+	if got := socketUID(t, addrPort(came.RemoteAddr())); got != games.UID {
+		t.Errorf("a forward is made by user %d", got)
+	}
+	remote, err := c.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer remote.Close()
+	if got := socketUID(t, addrPort(remote.Addr())); got != games.UID {
+		t.Errorf("user %d listens for a remote forward", got)
+	}
 	if os.Geteuid() != 0 {
 		t.Error("the agent itself is not root any more")
 	}
+}
+
+// socketUID says who made the TCP socket with a local address, as the kernel's
+// table has it (proc_pid_net(5)).
+func socketUID(t *testing.T, local netip.AddrPort) uint32 {
+	table, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip := local.Addr().As4()
+	want := fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(ip[:]), local.Port())
+	for line := range strings.Lines(string(table)) {
+		if f := strings.Fields(line); len(f) > 7 && f[1] == want {
+			uid, err := strconv.ParseUint(f[7], 10, 32)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return uint32(uid)
+		}
+	}
+	t.Fatalf("no socket at %s (%s) in\n%s", local, want, table)
+	return 0
 }
 
 // TestAgentOfAnother: a forwarded agent answers nobody but the user and root,

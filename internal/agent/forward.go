@@ -54,7 +54,7 @@ func (c *conn) directTCP(nc ssh.NewChannel) {
 	// Each address that the name stands for is asked about right before it is
 	// connected to: what a second look at the name might bring would be
 	// another one.
-	d := net.Dialer{Control: func(_, address string, _ syscall.RawConn) error {
+	d := net.Dialer{Control: func(_, address string, raw syscall.RawConn) error {
 		at, err := netip.ParseAddrPort(address)
 		if err == nil {
 			err = policy.MayConnect(c.id.Permissions, r.Host, at.Addr(), r.Port)
@@ -62,7 +62,7 @@ func (c *conn) directTCP(nc ssh.NewChannel) {
 		if err != nil {
 			return &refusal{err}
 		}
-		return nil
+		return c.server.Account.makeSocket(raw)
 	}}
 	sock, err := d.DialContext(ctx, "tcp", net.JoinHostPort(r.Host, strconv.Itoa(int(r.Port))))
 	if refused := (*refusal)(nil); errors.As(err, &refused) {
@@ -283,7 +283,7 @@ func (c *conn) listenTCP(payload []byte) (ok bool, reply []byte) {
 	if r.Port != 0 && r.Port < 1024 && c.server.Account.UID != 0 {
 		return false, nil // the account could not have bound it
 	}
-	l, port, err := listenLoopback(r.Host, r.Port)
+	l, port, err := c.server.Account.listenLoopback(r.Host, r.Port)
 	if err != nil {
 		c.log.Info("remote forward refused", "host", r.Host, "port", r.Port, "err", err)
 		return false, nil
@@ -308,15 +308,20 @@ func (c *conn) listenTCP(payload []byte) (ok bool, reply []byte) {
 // that host names; every host that does not name one stands for both. If the
 // machine has only one of the two, that is enough. But a port that is somebody
 // else's on either is not ours: people who connect to it would meet both.
-func listenLoopback(host string, port uint32) (*listener, uint32, error) {
+func (a Account) listenLoopback(host string, port uint32) (l *listener, got uint32, err error) {
 	addrs := []string{"127.0.0.1", "::1"}
 	if host == "127.0.0.1" || host == "::1" {
 		addrs = []string{host}
 	}
-	if port != 0 {
-		return listenAll(addrs, port, net.Listen)
-	}
-	return listenAny(addrs, net.Listen)
+	err = a.do(func() error {
+		if port != 0 {
+			l, got, err = listenAll(addrs, port, net.Listen)
+		} else {
+			l, got, err = listenAny(addrs, net.Listen)
+		}
+		return err
+	})
+	return l, got, err
 }
 
 // listenAny listens on a port that is free on all addresses: the kernel chooses

@@ -40,7 +40,7 @@ func (s *session) requestX11(payload []byte) bool {
 		return false // as sshd: without it no program would find the cookie
 	}
 	for n := firstDisplay; n < firstDisplay+maxDisplays; n++ {
-		l, _, err := listenLoopback("localhost", uint32(x11Port+n))
+		l, _, err := s.c.server.Account.listenLoopback("localhost", uint32(x11Port+n))
 		if err != nil {
 			continue
 		}
