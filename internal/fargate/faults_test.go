@@ -160,6 +160,49 @@ func TestDiesInEachState(t *testing.T) {
 	}
 }
 
+// TestSpotQuota: the quota of Spot is used up, which ECS may say in three ways; the
+// bastion is started on demand, unless that quota is used up as well.
+func TestSpotQuota(t *testing.T) {
+	for name, fate := range map[string]awsfake.Fate{
+		"failure": {Failure: awsfake.NoVCPU},
+		"stopped": {FailIn: "PROVISIONING", Reason: awsfake.NoVCPU},
+		"error":   {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+				g := w.gateway(func(l *Launcher) { l.Spot = true })
+				both := false
+				var spot []bool
+				w.cloud.OnLaunch = func(l awsfake.Launch) awsfake.Fate {
+					spot = append(spot, l.Spot)
+					if l.Spot || both {
+						return fate
+					}
+					return awsfake.Fate{}
+				}
+				w.cloud.OnCall = func(c awsfake.Call) awsfake.Fault {
+					if name == "error" && c.Action == "ecs:RunTask" && (c.N == 1 || both) {
+						return awsfake.Fault{Status: 400, Code: "ClientException", Message: awsfake.NoVCPU}
+					}
+					return awsfake.Fault{}
+				}
+				g.mustLogin(t, "alice")
+				w.live("alice")
+				if n := len(spot); spot[n-1] || n > 2 || w.calls(0)["ecs:RunTask"] != 2 {
+					t.Errorf("launched with Spot %v, in %d calls", spot, w.calls(0)["ecs:RunTask"])
+				}
+				w.cloud.Set(func() { both, spot = true, nil })
+				_, err := g.login(t.Context(), "bob")
+				w.must(err, bastion.ErrQuota)
+				if n := w.calls(0)["ecs:RunTask"]; n != 4 {
+					t.Errorf("%d calls, want two for each of the two", n)
+				}
+				w.live("alice")
+			})
+		})
+	}
+}
+
 // TestGatewayKilled kills the gateway at each call of a launch, which may be carried
 // out or not. Its successor finishes the same launch, and there is one task.
 func TestGatewayKilled(t *testing.T) {

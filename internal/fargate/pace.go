@@ -146,11 +146,13 @@ func (b *breaker) record(subnets []string, subnet string, spot bool, err error) 
 		clear(b.failures)
 		b.pauses = 0
 		return
+	case spot:
+		return
 	case errors.Is(err, bastion.ErrQuota): // of the account, so there is no second attempt
 		for _, s := range subnets {
 			b.failures[s]++
 		}
-	case errors.Is(err, bastion.ErrCapacity) && !spot:
+	case errors.Is(err, bastion.ErrCapacity):
 		b.failures[subnet]++
 	default:
 		return

@@ -140,6 +140,7 @@ func TestBreaker(t *testing.T) {
 			b.record(zones, "a", false, full)
 			b.record(zones, "a", true, full)
 			b.record(zones, "b", true, full)
+			b.record(zones, "b", true, bastion.ErrQuota)
 		}
 		for i := range breakAfter {
 			if err := admit(); err != nil {

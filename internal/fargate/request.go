@@ -109,13 +109,17 @@ func (l *Launcher) request(want bastion.Launch, group string) *ecs.RunTaskInput 
 		in.PlatformVersion = &l.PlatformVersion
 	}
 	// Fargate does not fall back from Spot by itself.
-	if l.Spot && want.Attempt == 0 {
+	if l.spot(want) {
 		in.CapacityProviderStrategy = []types.CapacityProviderStrategyItem{{CapacityProvider: aws.String("FARGATE_SPOT"), Weight: 1}}
 	} else {
 		in.LaunchType = types.LaunchTypeFargate
 	}
 	return in
 }
+
+// spot reports whether a launch asks for Spot: the first attempt, if the profile
+// wants that.
+func (l *Launcher) spot(want bastion.Launch) bool { return l.Spot && want.Attempt == 0 }
 
 // subnet returns the one for a generation. Owners begin anywhere, and each
 // generation goes on to the next.

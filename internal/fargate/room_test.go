@@ -37,18 +37,20 @@ func TestRoomElsewhere(t *testing.T) {
 	for name, tt := range map[string]struct {
 		spot bool
 		full func(awsfake.Launch) bool
+		why  string
 		most int // failures in a hundred, at the first attempt to log in
 	}{
-		"spot":      {true, func(l awsfake.Launch) bool { return l.Spot }, 0},
-		"zone":      {false, func(l awsfake.Launch) bool { return l.Subnet == awsfake.Subnets[0] }, 0},
-		"two zones": {false, func(l awsfake.Launch) bool { return l.Subnet != awsfake.Subnets[0] }, 45},
+		"spot":       {true, func(l awsfake.Launch) bool { return l.Spot }, awsfake.NoCapacity, 0},
+		"spot quota": {true, func(l awsfake.Launch) bool { return l.Spot }, awsfake.NoVCPU, 0},
+		"zone":       {false, func(l awsfake.Launch) bool { return l.Subnet == awsfake.Subnets[0] }, awsfake.NoCapacity, 0},
+		"two zones":  {false, func(l awsfake.Launch) bool { return l.Subnet != awsfake.Subnets[0] }, awsfake.NoCapacity, 45},
 	} {
 		t.Run(name, func(t *testing.T) {
 			forSeeds(t, seeds()/5, func(t *testing.T, w *world, rng *rand.Rand) {
 				g := w.gateway(func(l *Launcher) { l.Spot = tt.spot })
 				w.cloud.OnLaunch = func(l awsfake.Launch) awsfake.Fate {
 					if tt.full(l) {
-						return awsfake.Fate{Failure: awsfake.NoCapacity}
+						return awsfake.Fate{Failure: tt.why}
 					}
 					return awsfake.Fate{}
 				}
