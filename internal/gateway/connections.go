@@ -174,14 +174,12 @@ func (c *conn) admitConsole(id identity.Identity) error {
 	case c.isConsole():
 		return errTwice
 	case id.Permissions.ForceCommand != "":
-		c.log.Warn("console refused", "user", id.User, "err", errForcedCommand)
 		c.refusal = errForcedCommand
 		return errForcedCommand
 	}
 	// They are counted apart, under a name that no user has: who has too many
 	// connections can still come here and see which.
 	if err := c.countUser(id.User+"+"+consoleProfile, c.MaxConnections); err != nil {
-		c.log.Warn("login refused", "user", id.User, "err", err)
 		c.refusal = err
 		return err
 	}

@@ -188,7 +188,6 @@ func (c *conn) admit(ctx context.Context, user, profile string, key ssh.PublicKe
 	if err == nil {
 		err = c.getBastion(ctx, id, banner)
 	} else {
-		c.log.Warn("login refused", "user", id.User, "key", id.Key, "err", err)
 		c.refusal = err
 	}
 	if err != nil {
@@ -256,7 +255,6 @@ func (c *conn) getBastion(ctx context.Context, id identity.Identity, banner ssh.
 		return c.admitConsole(id)
 	}
 	if err := c.countUser(id.User, least(c.MaxConnections, id.Permissions.Limits.Connections)); err != nil {
-		c.log.Warn("login refused", "user", id.User, "err", err)
 		c.refusal = err
 		return err
 	}

@@ -424,6 +424,8 @@ func (c *conn) logRefusal(err error) {
 		c.log.Info("login ended without a bastion", "user", c.dial.user)
 	case c.local && c.offered == "":
 		c.log.Debug("a balancer looked whether the gateway is there", "err", err.Error())
+	case c.holding.key != nil && c.refusal != nil: // proven, and the cause is ours
+		c.log.Warn("login refused", "user", c.offered, "key", fingerprint(c.holding.key), "err", c.refusal)
 	default:
 		c.log.Info("login refused", "user", c.offered, "err", err.Error())
 	}
