@@ -28,10 +28,14 @@ bench:
 	scripts/need openssh-client openssh-server
 	scripts/plain $(GO) run ./bench $(ARGS)
 
+# Six minutes; FUZZTIME=5m is a night. The seeds are run by test as well.
+fuzz:
+	scripts/fuzz $(FUZZTIME)
+
 lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt -w on these"; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	scripts/vulncheck
 
-.PHONY: build demo test race interop bench lint
+.PHONY: build demo test race interop bench fuzz lint
