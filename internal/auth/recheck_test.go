@@ -137,7 +137,7 @@ func TestRecheckIsCheap(t *testing.T) {
 func TestRecheckOfLookups(t *testing.T) {
 	t.Parallel()
 	keys := put(t, filepath.Join(t.TempDir(), "keys"), authorized(edKey(1))+"\n")
-	k := &Keys{Dir: keysDir(t), Command: []string{script(t, "exec cat $2"), "%u", keys}, CommandUser: me(t), LookupCache: 300 * time.Millisecond}
+	k := &Keys{Dir: keysDir(t), Command: []string{script(t, "cat $2 && echo >$2.asked"), "%u", keys}, CommandUser: me(t), LookupCache: 300 * time.Millisecond}
 	g, err := k.Authorize("alice", edKey(1), home, today)
 	if err != nil {
 		t.Fatal(err)
@@ -160,8 +160,14 @@ func TestRecheckOfLookups(t *testing.T) {
 	}
 	// An answer that is too old for a login when it is looked at is still one.
 	time.Sleep(400 * time.Millisecond)
+	os.Remove(keys + ".asked")
 	if _, err := k.Recheck("alice", edKey(1), home, today, g); !errors.Is(err, ErrUndecided) {
 		t.Errorf("the answer is too old, and yet %v", err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(keys + ".asked"); err == nil {
+			break
+		}
 	}
 	time.Sleep(500 * time.Millisecond)
 	if g, err = k.Recheck("alice", edKey(1), home, today, g); err != nil {

@@ -1,6 +1,6 @@
 # Keepalives of the client, and autossh, which connects again.
 . "$CLIENTS/lib.sh"
-equal 'keepalives' "$(ssh -F "$SSH_CONFIG" -o ServerAliveInterval=1 -o ServerAliveCountMax=1 bastion 'sleep 5; echo alive')" alive
+equal 'keepalives' "$(ssh -F "$SSH_CONFIG" -o ServerAliveInterval=1 -o ServerAliveCountMax=3 bastion 'sleep 6; echo alive')" alive
 
 forward=$(free_port)
 AUTOSSH_GATETIME=0 AUTOSSH_POLL=5 AUTOSSH_PIDFILE=$PWD/autossh.pid background \
