@@ -385,8 +385,12 @@ func (q *requests) add(req *ssh.Request) {
 	case len(q.waiting) >= requestsMax || q.bytes+len(req.Payload) > requestBytes:
 		q.r.Log.Warn("too many channel requests", "side", q.name, "request", req.Type)
 		q.over, q.waiting = true, nil
-		q.from.Close()
-		q.to.Close()
+		// Not here, with the lock: it has to be written, and may wait for a peer
+		// that does not read.
+		q.start(&q.all, func() {
+			q.from.Close()
+			q.to.Close()
+		})
 	default:
 		q.waiting = append(q.waiting, req)
 		q.bytes += len(req.Payload)

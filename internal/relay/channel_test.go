@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"sync"
 	"testing"
@@ -540,6 +541,73 @@ func TestExitAfterClose(t *testing.T) {
 			t.Errorf("%d channels are open", w.relay.channels)
 		}
 	})
+}
+
+// TestTooManyRequestsOfWhoReadsNot: a client that takes nothing cannot be told
+// that its channel is closed. Nobody else waits for that.
+func TestTooManyRequestsOfWhoReadsNot(t *testing.T) {
+	valve := make(chan struct{}, 1)
+	valve <- struct{}{}
+	links := 0
+	w := join(t, permitAll(), func(t testing.TB) (a, b net.Conn) {
+		a, b = overTCP(t)
+		if links++; links == 1 {
+			b = valved{b, valve}
+		}
+		return a, b
+	})
+	near, far := w.open("session")
+	go func() {
+		for req := range far.reqs {
+			req.Reply(true, nil)
+		}
+	}()
+	w.relay.mu.Lock()
+	var up *flow
+	for up = range w.relay.carried {
+	}
+	w.relay.mu.Unlock()
+
+	<-valve
+	defer func() { valve <- struct{}{} }()
+	// Not on a fake clock: who waits to write waits for a mutex of package ssh.
+	eventually := func(what string, is func(*requests) bool) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			if up.queue.mu.TryLock() {
+				ok := is(&up.queue)
+				up.queue.mu.Unlock()
+				if ok {
+					return
+				}
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("never, or locked: %s", what)
+			}
+		}
+	}
+	go near.SendRequest("r", true, nil)
+	eventually("a reply waits to be written", func(q *requests) bool { return q.busy })
+	go func() {
+		for range requestsMax + 2 {
+			near.SendRequest("r", false, nil)
+		}
+	}()
+	eventually("too many requests", func(q *requests) bool { return q.over })
+	if toBastion, _ := w.relay.Progress(); !toBastion.HeldUp {
+		t.Error("what the client has sent is not held up")
+	}
+}
+
+// valved is a connection to which nothing is written while the valve is empty.
+type valved struct {
+	net.Conn
+	valve chan struct{}
+}
+
+func (v valved) Write(p []byte) (int, error) {
+	v.valve <- <-v.valve
+	return v.Conn.Write(p)
 }
 
 // TestRequestsBehindAnUnanswered: too many cost the client its channel, and
