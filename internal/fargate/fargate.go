@@ -240,9 +240,10 @@ func (l *Launcher) Launch(ctx context.Context, want bastion.Launch) (bastion.Tas
 			renewed = true
 			l.forgetGroup(want.Owner)
 			continue
-		case l.spot(want) && errors.Is(err, bastion.ErrQuota):
+		case admitted && l.spot(want) && errors.Is(err, bastion.ErrQuota):
 			// Spot's vCPU quota is another than on-demand's ("AWS Fargate
-			// service quotas", Amazon ECS Developer Guide).
+			// service quotas", Amazon ECS Developer Guide). The breaker, which
+			// does not admit, speaks of the latter.
 			l.Cloud.Log.Warn("the quota of Spot is used up; trying on demand", "owner", want.Owner, "generation", want.Generation, "err", err)
 			want.Attempt++
 			if errors.Is(err, bastion.ErrGone) {

@@ -141,6 +141,7 @@ func (b *breaker) record(subnets []string, subnet string, spot bool, err error) 
 	if b.failures == nil {
 		b.failures = map[string]int{}
 	}
+	var kind error
 	switch {
 	case err == nil:
 		clear(b.failures)
@@ -149,15 +150,19 @@ func (b *breaker) record(subnets []string, subnet string, spot bool, err error) 
 	case spot:
 		return
 	case errors.Is(err, bastion.ErrQuota): // of the account, so there is no second attempt
+		kind = bastion.ErrQuota
 		for _, s := range subnets {
 			b.failures[s]++
 		}
 	case errors.Is(err, bastion.ErrCapacity):
+		kind = bastion.ErrCapacity
 		b.failures[subnet]++
 	default:
 		return
 	}
-	b.cause = err
+	// Not ErrGone: the task that found no room is gone, and that says nothing about
+	// the generation of whoever is turned away.
+	b.cause = fmt.Errorf("%w: %v", kind, err)
 	now := time.Now()
 	// Those that were under way when it opened say nothing new.
 	if b.full(subnets) && !now.Before(b.until) {

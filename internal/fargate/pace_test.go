@@ -149,7 +149,7 @@ func TestBreaker(t *testing.T) {
 			b.record(zones, "b", false, full)
 			b.record(zones, "b", false, errors.New("something else")) // says nothing about room
 		}
-		if err := admit(); !errors.Is(err, bastion.ErrCapacity) {
+		if err := admit(); !errors.Is(err, bastion.ErrCapacity) || errors.Is(err, bastion.ErrGone) {
 			t.Fatalf("not open after %d failures: %v", breakAfter, err)
 		}
 		// Those that were under way do not make the pause longer.

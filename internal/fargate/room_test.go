@@ -1,7 +1,11 @@
 package fargate
 
 import (
+	"bytes"
+	"fmt"
+	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -71,6 +75,53 @@ func TestRoomElsewhere(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestTurnedAway: a bastion of which the gateway knows only that it was asked for
+// is not given up because the Region has become full. Nor does a profile that wants
+// Spot take that for Spot's quota, of which it has not heard.
+func TestTurnedAway(t *testing.T) {
+	for name, fate := range map[string]awsfake.Fate{
+		"capacity":       {FailIn: "PROVISIONING", Reason: awsfake.NoCapacity},
+		"quota":          {FailIn: "PROVISIONING", Reason: awsfake.NoVCPU},
+		"quota, at once": {Failure: awsfake.NoVCPU},
+	} {
+		for _, spot := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, spot %v", name, spot), func(t *testing.T) {
+				perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+					g := w.gateway(func(l *Launcher) { l.Spot = spot })
+					w.cloud.OnCall = func(c awsfake.Call) awsfake.Fault {
+						return awsfake.Fault{LoseReply: c.Action == "ecs:RunTask"}
+					}
+					if _, err := g.login(t.Context(), "alice"); err == nil {
+						t.Fatal("logged in")
+					}
+					w.live("alice")
+					w.cloud.Set(func() {
+						w.cloud.OnCall = nil
+						w.cloud.OnLaunch = func(awsfake.Launch) awsfake.Fate { return fate }
+					})
+					loginAll(t, g, 0, 30)
+					if err := g.launcher.breaker.admit(g.launcher.Subnets); err == nil {
+						t.Fatal("the breaker is not open")
+					}
+					var log bytes.Buffer
+					g.launcher.Cloud.Log = slog.New(slog.NewTextHandler(&log, nil))
+					before := w.calls(0)["ecs:RunTask"]
+					_, err := g.login(t.Context(), "alice")
+					if n := w.calls(0)["ecs:RunTask"] - before; err == nil || n > 0 || strings.Contains(log.String(), "Spot") {
+						t.Errorf("%d calls, %v, %s", n, err, log.String())
+					}
+					w.cloud.Set(func() { w.cloud.OnLaunch = nil })
+					time.Sleep(2 * breakMax)
+					if task := g.mustLogin(t, "alice"); task.Generation != 1 {
+						t.Errorf("generation %d", task.Generation)
+					}
+					w.live("alice")
+				})
+			})
+		}
 	}
 }
 
