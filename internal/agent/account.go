@@ -117,6 +117,13 @@ func (a Account) do(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // and never unlock: the thread is of no more use
+		if unix.Gettid() == unix.Getpid() {
+			// But this one cannot end, and by it the process is told whose
+			// it is, in /proc and by ps(1). While it waits, it is not taken again.
+			defer runtime.UnlockOSThread()
+			done <- a.do(f)
+			return
+		}
 		var err error
 		defer func() {
 			if r := recover(); r != nil {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
@@ -177,6 +179,45 @@ func socketUID(t *testing.T, local netip.AddrPort) uint32 {
 	}
 	t.Fatalf("no socket at %s (%s) in\n%s", local, want, table)
 	return 0
+}
+
+// TestProcessStaysRoots: whatever is done as the account, the process, which is
+// what its main thread is, has root's ids.
+func TestProcessStaysRoots(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can do things as somebody else")
+	}
+	ids := func() string {
+		status, err := os.ReadFile("/proc/self/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, ids, _ := strings.Cut(string(status), "\nUid:")
+		ids, _, _ = strings.Cut(ids, "\n")
+		return ids
+	}
+	before := ids()
+	games := Account{UID: 5, GID: 60}
+	for range 200 {
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() {
+				err := games.do(func() error {
+					if os.Geteuid() != 5 {
+						return errors.New("not the account")
+					}
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if got := ids(); got != before {
+			t.Fatalf("the process has the ids%s, and had%s", got, before)
+		}
+	}
 }
 
 // TestAgentOfAnother: a forwarded agent answers nobody but the user and root,

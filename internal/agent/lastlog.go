@@ -47,10 +47,11 @@ func (s *Server) recordLogin(now login) (before login) {
 		return before
 	}
 	logged, err := swapLastlog(s.Lastlog, s.Account.UID, now)
-	if err == nil {
+	switch {
+	case err == nil && !logged.at.IsZero():
 		return logged
-	}
-	if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission) {
+	case err == nil: // the first, or the file is a link to /dev/null
+	case !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission):
 		s.Log.Warn("recording a login", "file", s.Lastlog, "err", err)
 	}
 	return before

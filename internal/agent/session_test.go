@@ -616,6 +616,12 @@ func TestLastlog(t *testing.T) {
 		t.Errorf("without a file the second login is greeted with %q", got)
 	}
 
+	nowhere := start(t, func(s *Server) { s.Lastlog = os.DevNull })
+	greeting(t, nowhere)
+	if got := greeting(t, nowhere); !strings.Contains(got, "Last login: ") {
+		t.Errorf("with a file that keeps nothing the second login is greeted with %q", got)
+	}
+
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
