@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -246,7 +247,9 @@ func (d *Dialer) connect(ctx context.Context, owner Owner, task Task, id identit
 // dialTCP makes a TCP connection. What asks for one of a machine that is just
 // coming up is not refused but lost, and asked again after a second, then two,
 // then four: so there are several attempts under way, and the first that is
-// heard wins.
+// heard wins. When there are maxAttempts, the oldest but the very first, which a
+// slow network may need, makes room for the next: a thousand people may be waiting
+// for machines that are coming up.
 func (d *Dialer) dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	const again = 200 * time.Millisecond // until the next attempt
 	dial := d.NetDial
@@ -259,16 +262,27 @@ func (d *Dialer) dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
+	const maxAttempts = 5
 	type outcome struct {
 		conn net.Conn
-		err  error
+		err  error // nil, too, of an attempt that has made room
 	}
 	outcomes := make(chan outcome)
 	pending := 0
+	var cancels []context.CancelFunc // of the latest attempts
 	attempt := func() {
+		if len(cancels) == maxAttempts {
+			cancels[1]()
+			cancels = slices.Delete(cancels, 1, 2)
+		}
+		one, cancel := context.WithCancel(ctx)
+		cancels = append(cancels, cancel)
 		pending++
 		go func() { // the loops below wait for it
-			c, err := dial(ctx, "tcp", addr)
+			c, err := dial(one, "tcp", addr)
+			if one.Err() != nil && ctx.Err() == nil {
+				err = nil
+			}
 			outcomes <- outcome{c, err}
 		}()
 	}

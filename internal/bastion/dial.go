@@ -24,9 +24,9 @@ const (
 
 	// patience is how long a bastion that is said to run may leave connections
 	// unanswered. An agent closes its listener before it exits, and ECS says
-	// RUNNING for some seconds longer. It is also longer than an agent leaves a
-	// connection that it serves without a sign of life.
-	patience = 30 * time.Second
+	// RUNNING for some seconds longer. It is also longer than the 30 seconds for
+	// which an agent may leave a connection that it serves without a sign of life.
+	patience = 45 * time.Second
 
 	// lease is how long others leave a launch alone. It is shorter than a slow
 	// launch takes: whoever takes over launches the same generation and gets
@@ -85,7 +85,8 @@ type Dialer struct {
 	boots  map[Owner]*boot        // the starts under way in this process
 	starts map[string][]time.Time // of late, by user; see StartsPerUser
 	// conns are the connections to each task, by its ID.
-	conns map[string]map[*Conn]struct{}
+	conns     map[string]map[*Conn]struct{}
+	adoptions map[string]*adoption // by profile
 }
 
 // Dial connects id to the bastion of its user and profile, and starts one if
@@ -99,7 +100,7 @@ type Dialer struct {
 // goroutine of the caller.
 //
 // A bastion that does not answer any more, although it is said to run, is stopped
-// after half a minute, and another is started; but not while others are connected
+// after three quarters of a minute, and another is started; but not while others are connected
 // to it through this Dialer and hear from it.
 //
 // Errors wrap [ErrNoProfile], [ErrTooMany], a [TooOftenError], one of those that
@@ -201,8 +202,14 @@ func (d *Dialer) room(ctx context.Context, owner Owner, most int) error {
 		d.mu.Unlock()
 		switch {
 		case s.Owner == owner:
-		case boots || s.Entry.State == Starting:
+		case boots || s.Entry.leased():
 			n++
+		case s.Entry.State == Starting:
+			// A start that failed, which may have begun a task all the same.
+			tasks, err := launched(ctx, d.Profiles[s.Owner.Profile].Launcher, s.Owner, s.Entry.Generation)
+			if err != nil || len(tasks) > 0 {
+				n++
+			}
 		case s.Entry.State == Running:
 			// The ledger learns of its end only when somebody wants it.
 			err := d.Profiles[s.Owner.Profile].Launcher.Alive(ctx, s.Owner, s.Entry.Task.ID)
@@ -321,7 +328,7 @@ func (d *Dialer) run(ctx context.Context, owner Owner, profile Profile, b *boot)
 // knowing; the entry then stays at Starting, and the next one to come launches
 // the same generation again and is given that task.
 func (d *Dialer) start(ctx context.Context, owner Owner, profile Profile) (Entry, error) {
-	burnt := 0
+	burnt, adopted := 0, false
 	for {
 		entry, err := d.Ledger.Get(ctx, owner)
 		if err != nil {
@@ -329,6 +336,23 @@ func (d *Dialer) start(ctx context.Context, owner Owner, profile Profile) (Entry
 		}
 		if entry.State == Running {
 			return entry, nil
+		}
+		if entry.Version == 0 && !adopted {
+			// She never had one, or the ledger has been lost, and what it held
+			// could not be adopted when this gateway began.
+			listing, adopting := d.adoptProfile(ctx, owner.Profile, profile)
+			switch {
+			case listing == nil:
+				adopted = true
+			case !mayHelp(listing):
+				return Entry{}, listing
+			case sleep(ctx, time.Second) != nil:
+				return Entry{}, listing
+			}
+			if err := errors.Join(listing, adopting); err != nil {
+				d.Log.Warn("cannot tell what an earlier gateway has left running", "err", err)
+			}
+			continue
 		}
 		if entry.leased() {
 			if err := sleep(ctx, time.Second); err != nil {

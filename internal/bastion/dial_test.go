@@ -750,8 +750,6 @@ func TestAdopt(t *testing.T) {
 	})
 }
 
-// TestAdoptHalfStarted: a task that its gateway left while it started is not
-// started again.
 // TestAdoptHangs: a launcher that does not answer does not keep a gateway from
 // starting, nor from finding later what runs.
 func TestAdoptHangs(t *testing.T) {
@@ -778,6 +776,138 @@ func TestAdoptHangs(t *testing.T) {
 	})
 }
 
+// TestAdoptFails: who comes to a gateway that could not adopt anything when it
+// began is led to the bastion she has, whatever generations came before, and gets
+// no second one as long as it cannot be known.
+func TestAdoptFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		old := newDialer(w, &Memory{})
+		mustDial(t, old, nil)
+		w.killIf(func(*fakeTask) bool { return true })
+		second := mustDial(t, old, nil)
+		w.onceGen = false // ECS remembers a generation for an hour
+
+		lost := func(err error) *Dialer {
+			w.onList = func(context.Context) error { return err }
+			d := newDialer(w, &Memory{})
+			if got := d.Adopt(t.Context()); !errors.Is(got, err) {
+				t.Fatalf("adopted: %v", got)
+			}
+			return d
+		}
+		d := lost(fmt.Errorf("no permission: %w", ErrDenied))
+		if _, err := d.Dial(t.Context(), alice, nil); !errors.Is(err, ErrDenied) {
+			t.Errorf("got in: %v", err)
+		}
+		d = lost(ErrBusy)
+		time.AfterFunc(time.Minute, func() { w.onList = nil })
+		if task := mustDial(t, d, nil); task.ID != second.ID {
+			t.Errorf("got %s, want %s", task.ID, second.ID)
+		}
+		w.lookups = 0
+		id := alice
+		id.User = "bob"
+		conn, err := d.Dial(t.Context(), id, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.hangUp()
+		if launches, tasks, _ := w.counts(); launches != 3 || tasks != 3 {
+			t.Errorf("%d launches, %d tasks", launches, tasks)
+		}
+	})
+}
+
+// TestSweepSparesSessions: if there are two bastions of one owner after all, the
+// one that somebody is in is not ended, and stays hers.
+func TestSweepSparesSessions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		d := newDialer(w, &Memory{})
+		conn, err := d.Dial(t.Context(), alice, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other := *w.task(0)
+		other.ID, other.Generation, other.Addr = "other", 7, "other:1"
+		w.tasks = append(w.tasks, &other)
+		for range 3 {
+			if err := d.Sweep(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.alive(t.Context(), w, aliceOwner, conn.Task.ID); err != nil {
+				t.Fatalf("the sweep has ended a session: %v", err)
+			}
+			time.Sleep(10 * time.Minute)
+		}
+		if task := mustDial(t, d, nil); task.ID != conn.Task.ID {
+			t.Errorf("another connection leads to %s", task.ID)
+		}
+		if _, _, live := w.counts(); live != 1 {
+			t.Errorf("%d bastions are left", live)
+		}
+		conn.hangUp()
+	})
+}
+
+// TestMost: which of a user's bastions count towards the most she may have.
+func TestMost(t *testing.T) {
+	lost := func(context.Context, Launch) (bool, error) { return true, errors.New("lost") }
+	none := func(context.Context, Launch) (bool, error) { return false, ErrBusy }
+	for name, tt := range map[string]struct {
+		other func(w *world, dial func())
+		want  error
+	}{
+		"none":    {func(*world, func()) {}, nil},
+		"running": {func(_ *world, dial func()) { dial() }, ErrTooMany},
+		"ended": {func(w *world, dial func()) {
+			dial()
+			w.killIf(func(*fakeTask) bool { return true })
+		}, nil},
+		"starting": {func(w *world, dial func()) {
+			w.boot = time.Minute
+			w.servers.Go(dial)
+			time.Sleep(time.Second)
+		}, ErrTooMany},
+		"not started": {func(w *world, dial func()) { w.onLaunch = none; dial() }, nil},
+		"lost":        {func(w *world, dial func()) { w.onLaunch = lost; dial() }, ErrTooMany},
+		"not known": {func(w *world, dial func()) {
+			w.onLaunch = none
+			dial()
+			w.onList = func(context.Context) error { return errors.New("not now") }
+		}, ErrTooMany},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				defer w.end()
+				d := newDialer(w, &Memory{})
+				d.Profiles["other"] = d.Profiles["default"]
+				dial := func(profile string) error {
+					id := alice
+					id.Profile, id.Permissions.Limits.Bastions = profile, 1
+					conn, err := d.Dial(t.Context(), id, nil)
+					if err == nil {
+						conn.hangUp()
+					}
+					return err
+				}
+				tt.other(w, func() { dial("other") })
+				w.onLaunch = nil
+				if err := dial("default"); !errors.Is(err, tt.want) {
+					t.Errorf("got %v, want %v", err, tt.want)
+				}
+				w.servers.Wait() // for who is still starting the other
+			})
+		})
+	}
+}
+
+// TestAdoptHalfStarted: a task that its gateway left while it started is not
+// started again.
 func TestAdoptHalfStarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -924,16 +1054,44 @@ func TestLostSYN(t *testing.T) {
 		w := newWorld(t)
 		defer w.end()
 		d := newDialer(w, &Memory{})
+		var open, most atomic.Int64
 		d.NetDial = func(ctx context.Context, network, addr string) (net.Conn, error) {
 			if time.Now().Before(w.task(0).listens) {
+				most.Store(max(most.Load(), open.Add(1)))
+				defer open.Add(-1)
 				<-ctx.Done() // lost, and so are all repetitions for some seconds
 				return nil, ctx.Err()
 			}
 			return w.netDial(ctx, network, addr)
 		}
+		w.boot = 25 * time.Second // more than one handshakeTimeout
 		mustDial(t, d, nil)
+		if n := most.Load(); n > 6 {
+			t.Errorf("%d attempts at once", n)
+		}
 		if late := time.Since(w.task(0).listens); late > 300*time.Millisecond {
 			t.Errorf("reached after %v", late)
+		}
+	})
+}
+
+// TestSlowNetwork: what takes long to answer, but does, is waited for.
+func TestSlowNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		d := newDialer(w, &Memory{})
+		d.NetDial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			select {
+			case <-time.After(4 * time.Second):
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+			return w.netDial(ctx, network, addr)
+		}
+		mustDial(t, d, nil)
+		if launches, _, _ := w.counts(); launches != 1 {
+			t.Errorf("%d launches", launches)
 		}
 	})
 }

@@ -10,12 +10,52 @@ import (
 // Adopt records the bastions that run, or are being started, and the ledger does
 // not know: those an earlier gateway left behind. A gateway with a [Memory]
 // ledger calls it once, before its first Dial; what cannot be adopted is in the
-// error, and does not keep the rest from it. It takes a minute at most: Sweep adopts
-// what it has missed.
+// error, and does not keep the rest from it. It takes a minute at most. Sweep adopts
+// what it has missed, and so does the first start for an owner that the ledger
+// does not know.
 func (d *Dialer) Adopt(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
 	defer cancel()
-	return d.survey(ctx, d.adopt)
+	var errs []error
+	for name, profile := range d.Profiles {
+		listing, adopting := d.adoptProfile(ctx, name, profile)
+		errs = append(errs, listing, adopting)
+	}
+	return errors.Join(errs...)
+}
+
+// An adoption is whether the bastions of a profile that an earlier gateway left
+// behind are known.
+type adoption struct {
+	turn   chan struct{} // of size one: full while somebody lists them
+	listed bool
+}
+
+// adoptProfile adopts the bastions of a profile, once all of them could be listed
+// for the first time.
+func (d *Dialer) adoptProfile(ctx context.Context, name string, profile Profile) (listing, adopting error) {
+	d.mu.Lock()
+	if d.adoptions == nil {
+		d.adoptions = map[string]*adoption{}
+	}
+	a := d.adoptions[name]
+	if a == nil {
+		a = &adoption{turn: make(chan struct{}, 1)}
+		d.adoptions[name] = a
+	}
+	d.mu.Unlock()
+	select {
+	case a.turn <- struct{}{}:
+		defer func() { <-a.turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx), nil
+	}
+	if a.listed {
+		return nil, nil
+	}
+	listing, adopting = d.surveyProfile(ctx, name, profile, d.adopt)
+	a.listed = listing == nil
+	return listing, adopting
 }
 
 // Sweep stops what nobody can use any more: tasks that are not, or no longer,
@@ -29,20 +69,29 @@ func (d *Dialer) Sweep(ctx context.Context) error { return d.survey(ctx, d.sweep
 func (d *Dialer) survey(ctx context.Context, f func(context.Context, Profile, OwnedTask) error) error {
 	var errs []error
 	for name, profile := range d.Profiles {
-		tasks, err := profile.Launcher.List(ctx)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("listing the bastions of profile %s: %w", name, err))
-		}
-		for _, task := range tasks {
-			if task.Owner.Profile != name {
-				continue // profiles may share a launcher
-			}
-			if err := f(ctx, profile, task); err != nil {
-				errs = append(errs, fmt.Errorf("the bastion %s of %s: %w", task.Task.ID, task.Owner, err))
-			}
-		}
+		listing, each := d.surveyProfile(ctx, name, profile, f)
+		errs = append(errs, listing, each)
 	}
 	return errors.Join(errs...)
+}
+
+// surveyProfile calls f for each task of a profile. The first error says that
+// there may be others.
+func (d *Dialer) surveyProfile(ctx context.Context, name string, profile Profile, f func(context.Context, Profile, OwnedTask) error) (listing, each error) {
+	tasks, err := profile.Launcher.List(ctx)
+	if err != nil {
+		listing = fmt.Errorf("listing the bastions of profile %s: %w", name, err)
+	}
+	var errs []error
+	for _, task := range tasks {
+		if task.Owner.Profile != name {
+			continue // profiles may share a launcher
+		}
+		if err := f(ctx, profile, task); err != nil {
+			errs = append(errs, fmt.Errorf("the bastion %s of %s: %w", task.Task.ID, task.Owner, err))
+		}
+	}
+	return listing, errors.Join(errs...)
 }
 
 func (d *Dialer) adopt(ctx context.Context, _ Profile, found OwnedTask) error {
@@ -90,7 +139,9 @@ func (d *Dialer) sweep(ctx context.Context, profile Profile, found OwnedTask) er
 		why = "it has outlived its maximum life"
 	case current:
 		return nil
-	case entry.Generation < task.Generation:
+	case len(d.heard(task.ID)) > 0: // somebody is in it, whoever's it is
+		return nil
+	case entry.Generation < task.Generation && len(d.heard(entry.Task.ID)) == 0:
 		return d.adopt(ctx, profile, found)
 	case age > orphanAge:
 		why = "it is nobody's"
