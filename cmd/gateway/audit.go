@@ -5,9 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 
 	"github.com/sallyport-ssh/sallyport/internal/audit"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
@@ -39,10 +37,7 @@ func openAudit(cfg *config.Gateway, stdout io.Writer, also func(audit.Event), lo
 
 // reopenOnHangup opens the audit log anew at each SIGHUP until ctx ends: whoever
 // rotates logs has moved the file. The signal ends nobody, with a log or without.
-func reopenOnHangup(ctx context.Context, events *audit.Log, log *slog.Logger) {
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
+func reopenOnHangup(ctx context.Context, hangups <-chan os.Signal, events *audit.Log, log *slog.Logger) {
 	for {
 		select {
 		case <-hangups:

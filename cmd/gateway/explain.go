@@ -21,7 +21,7 @@ type question struct {
 	As        string    `placeholder:"USER" help:"Say what the roles of this user permit. What her key does not permit, she may not do either."`
 	Principal []string  `placeholder:"NAME" help:"With --as: a principal of her certificate."`
 	From      string    `placeholder:"ADDRESS" help:"With --as: where she connects from."`
-	Profile   string    `default:"default" help:"With --as: the kind of bastion."`
+	Profile   string    `placeholder:"NAME" help:"With --as: the kind of bastion (default default)."`
 	At        time.Time `placeholder:"TIME" help:"With --as: when, such as 2006-01-02T15:04:05Z (default now)."`
 	To        string    `placeholder:"HOST:PORT" help:"With --as: whether she may forward to it, with -L, -D or -J."`
 }
@@ -32,9 +32,13 @@ var errNo = errors.New("not permitted")
 // answer says on out what the roles permit, and by which line of file. It
 // returns errNo if that is nothing.
 func (q question) answer(out io.Writer, file string, cfg *config.Gateway) error {
-	if q.As == "" {
-		return errors.New("--from, --to, --principal and --at say more about the user of --as; name her")
+	switch {
+	case q.As == "":
+		return errors.New("--from, --to, --principal, --profile and --at say more about the user of --as; name her")
+	case strings.Contains(q.As, "+"):
+		return fmt.Errorf("--as: %q is not the name of a user; name the kind of bastion with --profile", q.As)
 	}
+	q.Profile = cmp.Or(q.Profile, "default")
 	if _, ok := cfg.Profiles[q.Profile]; !ok {
 		return fmt.Errorf("--profile: there is no profile %q in %s", q.Profile, file)
 	}

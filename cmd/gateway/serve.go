@@ -11,11 +11,13 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/sallyport-ssh/sallyport/internal/audit"
@@ -79,7 +81,7 @@ func (c *checkCmd) Run(ctx context.Context, s streams) error {
 	if err := errors.Join(problems...); err != nil {
 		return err
 	}
-	if c.As != "" || c.From != "" || c.To != "" || len(c.Principal) > 0 || !c.At.IsZero() {
+	if c.As != "" || c.From != "" || c.To != "" || c.Profile != "" || len(c.Principal) > 0 || !c.At.IsZero() {
 		return c.answer(s.out, c.Config, cfg)
 	}
 	_, err = fmt.Fprintf(s.out, "%s: ok\n", c.Config)
@@ -168,6 +170,10 @@ func newCloud(ctx context.Context, cfg *config.Gateway, log *slog.Logger) (*farg
 // serve runs a gateway on the listeners, which it closes, until ctx ends.
 func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s streams) error {
 	log := oplog.New(s.err)
+	// The first of all, since until then it would end the process.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	ctx, drain := context.WithCancel(ctx)
 	defer drain()
 	cloud, err := newCloud(ctx, cfg, log)
@@ -220,7 +226,7 @@ func serve(ctx context.Context, cfg *config.Gateway, listeners []net.Listener, s
 	defer func() { drain(); end(); loops.Wait() }()
 	loops.Go(func() { tidy(ctx, dialer, log) })
 	loops.Go(func() { returnMemory(ctx) })
-	loops.Go(func() { reopenOnHangup(untilEnd, events, log) }) // while it drains, too
+	loops.Go(func() { reopenOnHangup(untilEnd, hangups, events, log) }) // while it drains, too
 	keys := authKeys(cfg, log)
 	server := &gateway.Server{
 		HostKeys:             cfg.HostKeys,

@@ -184,10 +184,6 @@ type attempt struct {
 	after time.Time
 
 	hasFile bool // the user has one in Dir; see byDir
-
-	// What signed says, once it was asked.
-	signatureKnown bool
-	signatureErr   error
 }
 
 // Authorize says what the owner of key may do as user, when coming from the
@@ -291,7 +287,16 @@ func (a *attempt) checkForm() error {
 	if a.cert.CertType != ssh.UserCert {
 		return errors.New("a certificate that is not for users")
 	}
-	return checkKey(a.cert.Key)
+	if err := checkKey(a.cert.Key); err != nil {
+		return err
+	}
+	// Of every certificate, before it is looked for whom it lets in: how long
+	// the check takes would tell whether there is such a user. And until then it
+	// may say whatever its bearer likes, which is not for our log.
+	if err := checkKey(a.cert.SignatureKey); err != nil {
+		return fmt.Errorf("the certificate's authority: %w", err)
+	}
+	return a.signed()
 }
 
 // plainKey is the key, without a certificate around it.

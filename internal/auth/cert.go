@@ -78,8 +78,8 @@ func (k *Keys) byTrustedCA(a *attempt) (g Grant, known bool, err error) {
 	return g, true, nil
 }
 
-// byPrincipals finds the first line of the user's principals that lets the
-// certificate in.
+// byPrincipals has the first line of the user's principals that the certificate
+// names decide, as with sshd.
 func (k *Keys) byPrincipals(a *attempt) (g Grant, at string, err error) {
 	for tries := 0; ; tries++ {
 		d, err := userFile(k, &k.principals, k.AuthorizedPrincipalsDir, whatPrincipals, a.user, parsePrincipals)
@@ -97,6 +97,7 @@ func (k *Keys) byPrincipals(a *attempt) (g Grant, at string, err error) {
 			if g, err = a.byCertificate(&l.options, []string{l.principal}); err == nil {
 				return g, fmt.Sprintf("%s:%d", a.user, l.line), nil
 			}
+			break
 		}
 		if !d.halfWritten() || tries == 3 {
 			return Grant{}, a.user, err
@@ -171,11 +172,6 @@ func parsePrincipal(text string, loc *time.Location) (principalLine, error) {
 //
 // Where certificate and line say different things, the stricter counts.
 func (a *attempt) byCertificate(o *options, principals []string) (Grant, error) {
-	// First, because until then the certificate may say whatever its bearer
-	// likes, and that is not for our log.
-	if err := a.signed(); err != nil {
-		return Grant{}, err
-	}
 	if principals == nil {
 		principals = []string{a.user}
 	}
@@ -220,14 +216,9 @@ var caSignatures = []string{
 
 // signed checks the signature of the certificate, and nothing else.
 func (a *attempt) signed() error {
-	if a.signatureKnown {
-		return a.signatureErr
-	}
-	a.signatureKnown = true
 	cert := a.cert
 	if cert.Signature == nil || !slices.Contains(caSignatures, cert.Signature.Format) {
-		a.signatureErr = errors.New("the certificate is signed with an algorithm that is not accepted")
-		return a.signatureErr
+		return errors.New("the certificate is signed with an algorithm that is not accepted")
 	}
 	// CheckCert is the only way to that check. The rest of what it does is
 	// done by us, with better reasons, so let it find nothing: no principals
@@ -241,9 +232,9 @@ func (a *attempt) signed() error {
 		principal = cert.ValidPrincipals[0]
 	}
 	if checker.CheckCert(principal, cert) != nil {
-		a.signatureErr = errors.New("the certificate's signature is wrong, or it is never valid")
+		return errors.New("the certificate's signature is wrong, or it is never valid")
 	}
-	return a.signatureErr
+	return nil
 }
 
 // valid says until when the certificate is; zero means for ever.

@@ -411,7 +411,8 @@ func TestPrincipalsDir(t *testing.T) {
 	dir := keysDir(t,
 		"alice", lines("# who may be alice", "", "ops # the operators", "  \t root-alice", `restrict,command="a b" deploy`, "carol"),
 		"carol", "",
-		"dora", lines("shiny ops", "ops ops", `command="a#b" ops`, `command="a ops`, "cert-authority ops", `from="10.0.0.0/8" ops`, `from="192.*" ops`),
+		"dora", lines("shiny ops", "ops ops", `command="a#b" ops`, `command="a ops`, "cert-authority ops", `from="192.*" ops`, `from="10.0.0.0/8" ops`),
+		"erin", lines(`from="10.0.0.0/8" ops`, "ops"), // the first decides
 	)
 	k := &Keys{
 		Dir:                     keysDir(t),
@@ -432,7 +433,8 @@ func TestPrincipalsDir(t *testing.T) {
 		{"alice", "# the operators", "", ""},
 		{"bob", "bob", "", ""}, // no file
 		{"carol", "carol", "", ""},
-		{"dora", "ops", "dora:7", ""},
+		{"dora", "ops", "dora:6", ""},
+		{"erin", "ops", "", ""},
 		{"dora", "shiny ops", "", ""},
 	}
 	for _, tt := range tests {

@@ -33,9 +33,10 @@ func parsePatterns(list string) (patterns, error) {
 		}
 		if !p.network.IsValid() {
 			p.text = strings.ToLower(s)
-			// A name never matches. That is harmless where it permits, but
-			// not where it forbids, so say it either way.
-			if !couldBeAddress(p.text) {
+			// A name never matches, nor does an address that is written
+			// otherwise than in its usual form, such as 127.1. That is harmless
+			// where it permits, but not where it forbids, so say it either way.
+			if !couldBeAddress(p.text) || !strings.ContainsAny(s, "*?") {
 				return nil, fmt.Errorf("%s is not an address, a network or a pattern of addresses; names are not looked up here", quote(s))
 			}
 		}

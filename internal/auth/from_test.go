@@ -79,6 +79,9 @@ func TestFromMistakes(t *testing.T) {
 		{"!cafe.de,*", "names are not looked up here"},
 		{"*.fe", "names are not looked up here"},
 		{"!!10.0.0.1", "is not an address"},
+		{"!127.1,*", `"127.1" is not an address`},
+		{"!127.000.000.001,*", "is not an address"},
+		{"!2130706433,*", "is not an address"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.list, func(t *testing.T) {

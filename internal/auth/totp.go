@@ -117,6 +117,13 @@ func (t *TOTP) secret(user string) (string, error) {
 	}
 	defer dir.Close()
 	d, err := readIn(dir, user, 4096, nil, parseSecret)
+	if errors.Is(err, fs.ErrNotExist) {
+		// A link that leads nowhere, as for a moment in a folder that is being
+		// exchanged, is not the same as no secret.
+		if _, linkErr := dir.Lstat(user); !errors.Is(linkErr, fs.ErrNotExist) {
+			return "", fmt.Errorf("%v", err)
+		}
+	}
 	if err != nil {
 		return "", err
 	}

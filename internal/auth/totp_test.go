@@ -66,6 +66,13 @@ func TestTOTP(t *testing.T) {
 	if got := len(totp.Problems()); got != 4 {
 		t.Errorf("%d problems: %v", got, totp.Problems())
 	}
+	// She has one, which cannot be found at the moment.
+	if err := os.Symlink("..data/carol", filepath.Join(totp.Dir, "linked")); err != nil {
+		t.Fatal(err)
+	}
+	if needs, err := totp.Needs("linked"); needs || err == nil {
+		t.Errorf("with a link that leads nowhere: %v, %v", needs, err)
+	}
 	gone := &TOTP{Dir: filepath.Join(totp.Dir, "nothing")}
 	if needs, err := gone.Needs("alice"); needs || err == nil {
 		t.Errorf("without the folder: %v, %v", needs, err)

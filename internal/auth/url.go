@@ -76,6 +76,9 @@ func expandURL(template, user string) (*url.URL, error) {
 	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
 		host, path = rest[:i], rest[i:]
 	}
+	if strings.Contains(path, "#") {
+		return nil, errors.New("the URL has a fragment, which no server is told")
+	}
 	if strings.Contains(scheme+host, "%") || !strings.Contains(path, "%u") {
 		return nil, errors.New("%u, which stands for the user's name, must be in the path or the query of the URL, and in no other part")
 	}

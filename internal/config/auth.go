@@ -66,7 +66,11 @@ func (v value) checkAuth(a *Auth) {
 		v.add(v.lineOf("authorized_principals_dir"), "authorized_principals_dir: does nothing without trusted_user_ca_keys")
 	}
 	if a.AuthorizedKeysStale < a.AuthorizedKeysCache && a.AuthorizedKeysStale > 0 {
-		v.add(v.lineOf("authorized_keys_stale"), "authorized_keys_stale: %v is shorter than authorized_keys_cache, %v", a.AuthorizedKeysStale, a.AuthorizedKeysCache)
+		line := v.lineOf("authorized_keys_stale")
+		if line == 0 { // it is the default that is shorter
+			line = v.lineOf("authorized_keys_cache")
+		}
+		v.add(line, "authorized_keys_stale: %v is shorter than authorized_keys_cache, %v", a.AuthorizedKeysStale, a.AuthorizedKeysCache)
 	}
 }
 
@@ -208,6 +212,8 @@ func (v value) keysURL() string {
 		v.mistake("has a password in front of the host, which this file is no place for")
 	case u.Scheme != "https" && (u.Scheme != "http" || !isLoopback(u.Hostname())):
 		v.mistake("must begin with https://: whoever can change the answer on its way decides who gets in (http:// is for this machine only)")
+	case strings.Contains(path, "#"):
+		v.mistake("has a fragment, the part behind #, which no server is told")
 	case !strings.Contains(path, "%u"):
 		v.mistake("has no %%u for the user's name in its path or query, so everybody would have the same keys")
 	}

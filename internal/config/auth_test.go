@@ -68,11 +68,13 @@ func TestAuthMistakes(t *testing.T) {
 		{"authorized_keys_command_user: a/b", "not the name of an account"},
 		{"authorized_keys_url: http://github.com/%u.keys", "must begin with https://"},
 		{"authorized_keys_url: https://github.com/keys", "has no %u"},
+		{"authorized_keys_url: https://github.com/keys#%u", "has a fragment"},
 		{"authorized_keys_url: https://%u.example.com/%u", "not a URL"},
 		{"authorized_keys_url: https://me:secret@example.com/%u", "has a password"},
 		{"authorized_keys_url: github.com/%u.keys", "not a URL"},
 		{"authorized_keys_timeout: 2m", "the most is 1m0s"},
 		{"authorized_keys_cache: 10m\nauthorized_keys_stale: 5m", "is shorter than authorized_keys_cache"},
+		{"drain: 1m\nauthorized_keys_cache: 1h", "g.yaml:5: authorized_keys_stale: 10m0s is shorter than authorized_keys_cache, 1h0m0s"},
 	}
 	for _, tt := range tests {
 		_, err := parse([]byte(required+tt.in), "g.yaml", dir)

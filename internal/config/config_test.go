@@ -317,6 +317,7 @@ func TestMistakes(t *testing.T) {
 		{"proxy_protocol_from: balancer", `g.yaml:1: proxy_protocol_from: "balancer" is neither an address nor a network; write it like 10.0.0.0/8`},
 		{"per_source_penalty_exempt_list: [10.0.0.0/8, 10.0.0.1/8]", `g.yaml:1: per_source_penalty_exempt_list: "10.0.0.1/8": the network is 10.0.0.0/8; an address in the middle of it is usually a slip`},
 		{"per_source_net_block_size: 33", `g.yaml:1: per_source_net_block_size: "33" is not the bits of a network; write it like 32:64, up to 32 for IPv4 and 128 for IPv6`},
+		{"per_source_net_block_size: 0:0", `g.yaml:1: per_source_net_block_size: "0:0" makes one source of all addresses, so that a stranger could have everybody turned away`},
 		{"per_source_net_block_size: 32:+64", `g.yaml:1: per_source_net_block_size: "32:+64" is not the bits of a network; write it like 32:64, up to 32 for IPv4 and 128 for IPv6`},
 		{"per_source_penalties: no", `g.yaml:1: per_source_penalties: "no" is not a penalty; write it like authfail:5s. There are `},
 		{"per_source_penalties: invaliduser:5s", `g.yaml:1: per_source_penalties: "invaliduser:5s" is not a penalty; write it like authfail:5s. There are `},

@@ -103,6 +103,9 @@ func (v value) netBlockSize() NetBlockSize {
 	if both {
 		size.IPv6 = bits(six, 128)
 	}
+	if ok && size == (NetBlockSize{}) {
+		v.mistake("%q makes one source of all addresses, so that a stranger could have everybody turned away", s)
+	}
 	if !ok {
 		v.mistake("%q is not the bits of a network; write it like 32:64, up to 32 for IPv4 and 128 for IPv6", s)
 	}

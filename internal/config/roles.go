@@ -25,7 +25,7 @@ func (v value) roles(profiles map[string]Profile) policy.Roles {
 		r := &policy.Role{Name: name, Line: v.node.Line, Permit: policy.PermitAll()}
 		seen := v.mapping(map[string]func(value){
 			"users":      func(v value) { r.Users = v.userPatterns() },
-			"principals": func(v value) { r.Principals = v.words() },
+			"principals": func(v value) { r.Principals = v.principals() },
 			"from":       func(v value) { r.From = v.networks() },
 			"hours":      func(v value) { r.Hours = v.hours() },
 			"profiles": func(v value) {
@@ -90,6 +90,16 @@ func (v value) words() []string {
 		words = append(words, s)
 	}
 	return words
+}
+
+func (v value) principals() []string {
+	principals := v.words()
+	for _, p := range principals {
+		if strings.ContainsAny(p, "*?") {
+			v.mistake("%q: principals are no patterns, so it would be nobody's; name each", p)
+		}
+	}
+	return principals
 }
 
 func (v value) networks() []netip.Prefix {
@@ -176,7 +186,7 @@ func (v value) destinations(size *int) []policy.Destination {
 	return rules
 }
 
-var listenRule = regexp.MustCompile(`^(?:[A-Za-z0-9_.*?-]{1,255}:|\[[0-9A-Fa-f:.*?]{1,45}\]:)?(?:\*|[0-9]{1,5})$`)
+var listenRule = regexp.MustCompile(`^(?:[A-Za-z0-9_.*?-]{1,255}:|\[[0-9A-Fa-f:.*?]{1,45}\]:)?(?:\*|(0|[1-9][0-9]{0,4}))$`)
 
 func (v value) listens() []string {
 	rules := []string{}
@@ -185,7 +195,8 @@ func (v value) listens() []string {
 	}
 	for _, v := range v.list() {
 		s, ok := v.text()
-		if ok && !listenRule.MatchString(s) {
+		m := listenRule.FindStringSubmatch(s)
+		if ok && (m == nil || len(m[1]) == 5 && m[1] > "65535") {
 			v.mistake("%q is not [HOST:]PORT; write it like 8080, localhost:8080 or localhost:*", s)
 		}
 		if !slices.Contains(rules, s) {

@@ -139,6 +139,7 @@ func (c *conn) serverConfig(ctx context.Context, clientVersion, version string, 
 			user, profile := splitUser(meta.User())
 			grant, err := c.Authorize(user, key, c.client.Addr(), time.Now())
 			if err != nil {
+				c.attempts, c.refusal = c.attempts+1, err
 				return nil, err
 			}
 			admit := func() (*ssh.Permissions, error) {
@@ -151,6 +152,7 @@ func (c *conn) serverConfig(ctx context.Context, clientVersion, version string, 
 			switch needs, err := c.SecondFactor.Needs(user); {
 			case err != nil:
 				c.log.Error("cannot tell whether a code is needed", "user", user, "err", err)
+				err = fmt.Errorf("whether a code is needed is %w: %w", auth.ErrUndecided, err)
 				c.attempts, c.refusal = c.attempts+1, err
 				return nil, err
 			case !needs:

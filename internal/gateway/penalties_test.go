@@ -295,6 +295,19 @@ func TestWhatIsPenalised(t *testing.T) {
 				return auth.Grant{}, fmt.Errorf("reading: %w", auth.ErrUndecided)
 			}
 		}, func(_ *testing.T, w *world, nc net.Conn) { loginOn(nc, "alice", w.alice) }, time.Second},
+		{"keys cannot be read any more", func(w *world) {
+			var asked atomic.Int32
+			before := w.srv.Authorize
+			w.srv.Authorize = func(user string, key ssh.PublicKey, from netip.Addr, now time.Time) (auth.Grant, error) {
+				if asked.Add(1) == 1 {
+					return before(user, key, from, now)
+				}
+				return auth.Grant{}, fmt.Errorf("reading: %w", auth.ErrUndecided)
+			}
+		}, func(_ *testing.T, w *world, nc net.Conn) { loginOn(nc, "alice", w.alice) }, time.Second},
+		{"whether a code is needed cannot be read", func(w *world) {
+			w.srv.SecondFactor = &auth.TOTP{Dir: "/nonexistent"}
+		}, func(_ *testing.T, w *world, nc net.Conn) { loginOn(nc, "alice", w.alice) }, time.Second},
 		{"a role for other addresses", func(w *world) {
 			w.srv.Roles = policy.Roles{{Name: "r", Users: []string{"*"}, From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Permit: policy.PermitAll()}}
 		}, func(_ *testing.T, w *world, nc net.Conn) { loginOn(nc, "alice", w.alice) }, 10 * time.Second},
