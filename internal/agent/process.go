@@ -101,14 +101,19 @@ func (p *process) wait() unix.WaitStatus {
 		p.waitGroup()
 	}
 
+	var status unix.WaitStatus
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var status unix.WaitStatus
-	for {
-		_, err := unix.Wait4(p.pid, &status, 0, nil)
-		if err != unix.EINTR {
+	// Who traces the process comes first: until he has waited, or has ended,
+	// there is nothing to wait for here, and nobody may have to wait for that.
+	for pause := time.Millisecond; ; pause = min(2*pause, time.Second) {
+		pid, err := unix.Wait4(p.pid, &status, unix.WNOHANG, nil)
+		if pid == p.pid || err != nil && err != unix.EINTR {
 			break
 		}
+		p.mu.Unlock()
+		time.Sleep(pause)
+		p.mu.Lock()
 	}
 	children.pids.Delete(p.pid)
 	p.reaped = true

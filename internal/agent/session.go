@@ -321,7 +321,7 @@ func (s *session) own(f *os.File) {
 	defer s.mu.Unlock()
 	s.ends = append(s.ends, f)
 	if s.abandoned {
-		f.SetDeadline(time.Now())
+		s.leave(f)
 	}
 }
 
@@ -559,11 +559,18 @@ func (s *session) abandon() {
 	defer s.mu.Unlock()
 	s.abandoned = true
 	for _, f := range s.ends {
-		f.SetDeadline(time.Now()) // ends the copying; who copies closes it
+		s.leave(f) // ends the copying; who copies closes it
 	}
 	if s.tty != nil {
 		s.tty.master.Close() // the kernel hangs up the line
 	}
+}
+
+// leave ends the copying of output at once, and that of input when what the
+// client sent before it closed the channel has been taken.
+func (s *session) leave(f *os.File) {
+	f.SetReadDeadline(time.Now())
+	f.SetWriteDeadline(time.Now().Add(drainTimeout))
 }
 
 // tell shows a line on the session's terminal, if it has one.

@@ -442,6 +442,85 @@ echo $free $deaf $talks $plain $$ > %[1]s.new; mv %[1]s.new %[1]s; exec cat`, pi
 	}
 }
 
+// TestClosedEarly: what a client has sent before it closes the channel reaches the
+// process, even if that reads it later.
+func TestClosedEarly(t *testing.T) {
+	for _, eof := range []bool{false, true} {
+		for _, size := range []int{60_000, 1 << 20} {
+			t.Run(fmt.Sprintf("%d bytes, EOF %v", size, eof), func(t *testing.T) {
+				t.Parallel()
+				b := start(t, nil)
+				s, err := b.dial(alice()).NewSession()
+				if err != nil {
+					t.Fatal(err)
+				}
+				stdin, err := s.StdinPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				file := filepath.Join(b.home, "got")
+				if err := s.Start("sleep 0.3; cat >" + file + ".new; mv " + file + ".new " + file); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := stdin.Write(make([]byte, size)); err != nil {
+					t.Fatal(err)
+				}
+				if eof {
+					stdin.Close()
+				}
+				s.Close()
+				var st os.FileInfo
+				eventually(t, "the process ends", func() (ended bool) { st, err = os.Stat(file); return err == nil })
+				if st.Size() != int64(size) {
+					t.Errorf("%d bytes arrived", st.Size())
+				}
+			})
+		}
+	}
+}
+
+// TestTraced: a process whose end its tracer has not looked at yet cannot be waited
+// for; nobody else waits for that.
+func TestTraced(t *testing.T) {
+	script := fmt.Sprintf(`my $parent = $$;
+		if (!fork) { syscall(%[1]d, 0x4206, $parent, 0, 0) == 0 or exit 1; print "$$\n"; close STDOUT; sleep 1000; exit }
+		syscall(%[2]d, 0x59616d61, -1, 0, 0, 0); sleep 1; exit 3`, unix.SYS_PTRACE, unix.SYS_PRCTL) // PTRACE_SEIZE, PR_SET_PTRACER
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	a := Account{UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}
+	p, err := a.start(command{path: "/usr/bin/perl", argv: []string{"perl", "-e", "$| = 1; " + script}, files: [3]*os.File{r, w, os.Stderr}})
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tracer int
+	if _, err := fmt.Fscan(r, &tracer); err != nil {
+		t.Fatalf("the tracer does not trace: %v", err)
+	}
+	ended := make(chan unix.WaitStatus, 1)
+	go func() { ended <- p.wait() }()
+	eventually(t, "a zombie", func() bool { return !alive(p.pid) })
+	select {
+	case <-ended:
+		t.Error("waited for what is traced")
+	case <-time.After(200 * time.Millisecond):
+	}
+	told := make(chan struct{})
+	go func() { p.signal(unix.SIGCONT); close(told) }()
+	select {
+	case <-told:
+	case <-time.After(10 * time.Second):
+		t.Error("who signals it waits for its tracer")
+	}
+	unix.Kill(tracer, unix.SIGKILL)
+	if status := <-ended; status.ExitStatus() != 3 {
+		t.Errorf("it ended with %v", status)
+	}
+}
+
 // TestStopEndsOrphans: when the bastion ends, what clients have left behind ends
 // too, even if it ignores SIGHUP.
 func TestStopEndsOrphans(t *testing.T) {
