@@ -315,10 +315,13 @@ func (s *Server) login(nc net.Conn) (*conn, error) {
 	})
 	nc.SetDeadline(time.Now().Add(loginGrace))
 	stream := wire.New(nc)
+	stream.HoldBack()
+	config.PreAuthConnCallback = func(p ssh.ServerPreAuthConn) { stream.Authenticates(p) }
 	sc, chans, reqs, err := ssh.NewServerConn(stream, config)
 	if err != nil {
 		return nil, err
 	}
+	stream.Carries(sc)
 	nc.SetDeadline(time.Time{})
 	c := newConn(s, stream, sc, chans, reqs)
 	if entered = s.enter(c); !entered {

@@ -235,6 +235,9 @@ func (d *Dialer) connect(ctx context.Context, owner Owner, task Task, id identit
 		}
 		return nil, fmt.Errorf("connecting to %s: %w", task.Addr, err)
 	}
+	if stream, ok := c.(interface{ Carries(ssh.Conn) }); ok {
+		stream.Carries(conn)
+	}
 	out := &Conn{Conn: conn, Net: c, Chans: chans, Reqs: reqs, Owner: owner, Task: task}
 	if !stop() {
 		out.hangUp()

@@ -72,6 +72,7 @@ func (c *conn) login(ctx context.Context) (relay.Peer, error) {
 	clientVersion, err := c.wire.ExchangeVersions(version)
 	c.clientVersion = clientVersion
 	if err == nil {
+		c.wire.HoldBack()
 		var sc *ssh.ServerConn
 		var chans <-chan ssh.NewChannel
 		var reqs <-chan *ssh.Request
@@ -80,6 +81,7 @@ func (c *conn) login(ctx context.Context) (relay.Peer, error) {
 			c.admission.release()
 		}))
 		if err == nil {
+			c.wire.Carries(sc)
 			// Nothing but the permissions of the authentication that
 			// succeeded may say who this is.
 			id, ok := sc.Permissions.ExtraData[identityKey{}].(identity.Identity)
@@ -109,7 +111,10 @@ func (c *conn) serverConfig(ctx context.Context, clientVersion, version string, 
 		ServerVersion:           version,
 		MaxAuthTries:            c.MaxAuthTries,
 		PublicKeyAuthAlgorithms: publicKeyAlgorithms,
-		PreAuthConnCallback:     func(p ssh.ServerPreAuthConn) { banner = p },
+		PreAuthConnCallback: func(p ssh.ServerPreAuthConn) {
+			banner = p
+			c.wire.Authenticates(p)
+		},
 		// Of each attempt that is over, also by methods that are not offered.
 		AuthLogCallback: func(meta ssh.ConnMetadata, _ string, _ error) {
 			c.offered = meta.User()

@@ -135,12 +135,18 @@ func connect(t testing.TB, link func(testing.TB) (a, b net.Conn), config *ssh.Cl
 	accepted := make(chan error, 1)
 	go func() {
 		sc, chans, reqs, err := ssh.NewServerConn(b, serverConfig)
+		if w, ok := b.(*wire.Conn); ok && err == nil {
+			w.Carries(sc)
+		}
 		if err == nil {
 			server = Peer{Conn: sc, Chans: chans, Reqs: reqs}
 		}
 		accepted <- err
 	}()
 	conn, chans, reqs, err := ssh.NewClientConn(a, "", config)
+	if w, ok := a.(*wire.Conn); ok && err == nil {
+		w.Carries(conn)
+	}
 	if err := errors.Join(err, <-accepted); err != nil {
 		t.Fatal(err)
 	}

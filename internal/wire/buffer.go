@@ -165,5 +165,7 @@ func (c *Conn) Close() error {
 		w.err = net.ErrClosed
 	}
 	w.mu.Unlock()
-	return c.Conn.Close()
+	err := c.Conn.Close()
+	c.hold.close()
+	return err
 }

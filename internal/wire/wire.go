@@ -29,6 +29,7 @@ type Conn struct {
 
 	reader
 	writer
+	hold     hold
 	heard    atomic.Uint64
 	received atomic.Int64
 }
@@ -43,6 +44,7 @@ func New(nc net.Conn) *Conn {
 		}
 	}
 	c.writer.room.L = &c.writer.mu
+	c.hold.over.L = &c.hold.mu
 	return c
 }
 
@@ -97,8 +99,13 @@ func (c *Conn) Read(p []byte) (int, error) {
 		c.unread = c.unread[n:]
 		return n, nil
 	}
+	p, err := c.hold.limit(p)
+	if err != nil {
+		return 0, err
+	}
 	n, err := c.read(p)
 	if n > 0 {
+		c.hold.took(n)
 		c.heard.Add(1)
 		c.received.Add(int64(n))
 	}
@@ -122,5 +129,6 @@ func (c *Conn) Write(p []byte) (int, error) {
 			return len(p), nil
 		}
 	}
+	c.hold.wrote(p)
 	return c.write(p)
 }

@@ -1,0 +1,1 @@
+// For functions without a body; see packet.go.
