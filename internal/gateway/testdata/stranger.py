@@ -24,7 +24,6 @@ burst = []
 transport.packetizer.write_all = burst.append
 if sys.argv[3] == "service":
     transport._send_message(message(5, "ssh-nothing"))
-    more = message(50)
 else:
     transport._send_message(message(5, "ssh-userauth"))
     key = paramiko.RSAKey.generate(2048)
@@ -34,8 +33,7 @@ else:
     offer.add_string(key.asbytes())
     transport._send_message(offer)
     transport._send_message(message(80))
-    more = message(50, "x" * 30000)
-for _ in range(60):
-    transport._send_message(more)
+for _ in range(600):
+    transport._send_message(message(50))
 transport.sock.sendall(b"".join(burst))
 transport.join(10)  # until the gateway hangs up
