@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
@@ -179,6 +180,54 @@ func socketUID(t *testing.T, local netip.AddrPort) uint32 {
 	}
 	t.Fatalf("no socket at %s (%s) in\n%s", local, want, table)
 	return 0
+}
+
+// TestBecome: a program that is started as another account gets what it was given,
+// byte for byte, and nothing of root's; one that cannot be started is told of.
+func TestBecome(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can start programs as somebody else")
+	}
+	games := Account{UID: 5, GID: 60, Groups: []uint32{60, 5}}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	start := func(path, dir string) (*process, error) {
+		return games.start(command{
+			path: path,
+			argv: []string{"-name", "-c", `pwd; echo $(id -ru) $(id -rg) $(id -G); grep CapPrm /proc/self/status
+				test ! -e /proc/$$/fd/3 -a ! -e /proc/$$/fd/4 || echo descriptors; env | grep -v -e ^PATH= -e ^PWD= -e ^OLDPWD= -e ^SHLVL= -e ^_=; printf "%s" "$0"`, "\xff\n\""},
+			env: []string{"A=\xfe b", "EMPTY="}, dir: dir, files: [3]*os.File{r, w, w},
+		})
+	}
+	for what, tt := range map[string]struct {
+		path, dir string
+		want      error
+	}{
+		"no such program":   {"/no/such", "/", syscall.ENOENT},
+		"not a program":     {"/etc/passwd", "/", syscall.EACCES},
+		"a folder of roots": {"/bin/sh", "/root", syscall.EACCES},
+	} {
+		if _, err := start(tt.path, tt.dir); err != tt.want {
+			t.Errorf("%s: %v, want %v", what, err, tt.want)
+		}
+	}
+	p, err := start("/bin/sh", "/tmp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status := p.wait(); status.ExitStatus() != 0 {
+		t.Errorf("it ended with %v", status)
+	}
+	w.Close()
+	out, err := io.ReadAll(r)
+	const want = "/tmp\n5 60 60 5\nCapPrm:\t0000000000000000\nA=\xfe b\nEMPTY=\n\xff\n\""
+	if string(out) != want || err != nil {
+		t.Errorf("got  %q, %v\nwant %q", out, err, want)
+	}
 }
 
 // TestProcessStaysRoots: whatever is done as the account, the process, which is

@@ -56,27 +56,23 @@ var children struct {
 // it.
 func (a Account) start(cmd command) (*process, error) {
 	pidfd := -1
-	attr := &syscall.ProcAttr{
-		Dir: cmd.dir,
-		Env: cmd.env,
-		Sys: &syscall.SysProcAttr{
-			Setsid:     true,
-			Setctty:    cmd.tty,
-			Credential: a.credential(),
-			PidFD:      &pidfd,
-		},
-	}
+	attr := syscall.ProcAttr{Sys: &syscall.SysProcAttr{Setsid: true, Setctty: cmd.tty, PidFD: &pidfd}}
 	for _, f := range cmd.files {
 		attr.Files = append(attr.Files, f.Fd())
 	}
-	children.RLock()
-	pid, err := syscall.ForkExec(cmd.path, cmd.argv, attr)
-	if err == nil {
-		children.pids.Store(pid, struct{}{})
+	var pid int
+	var err error
+	if os.Geteuid() == 0 && a.UID != 0 {
+		pid, err = a.fork(cmd, attr)
+	} else {
+		attr.Dir, attr.Env, attr.Sys.Credential = cmd.dir, cmd.env, a.credential()
+		pid, err = forkExec(cmd.path, cmd.argv, &attr)
 	}
-	children.RUnlock()
 	runtime.KeepAlive(cmd.files)
 	if err != nil {
+		if pidfd >= 0 {
+			unix.Close(pidfd)
+		}
 		return nil, err
 	}
 	p := &process{pid: pid, ended: make(chan struct{}), expired: make(chan struct{})}
@@ -160,11 +156,31 @@ func (p *process) waitGroup() {
 	}
 }
 
-// groupAlive says whether a process group has a member that is not a zombie.
+// groups is which process groups had members that were not zombies, and when. Many
+// processes may be waited for at once, and all of /proc is read to tell.
+var groups struct {
+	sync.Mutex
+	at    time.Time
+	alive map[string]bool
+}
+
+// groupAlive says whether a process group has a member that is not a zombie, or had
+// one a moment ago. One that has none gets none any more.
 func groupAlive(pgid int) bool {
+	groups.Lock()
+	defer groups.Unlock()
+	if time.Since(groups.at) > 20*time.Millisecond {
+		groups.alive = aliveGroups()
+		groups.at = time.Now()
+	}
+	return groups.alive[strconv.Itoa(pgid)]
+}
+
+func aliveGroups() map[string]bool {
+	alive := map[string]bool{}
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		return false
+		return alive
 	}
 	for _, e := range entries {
 		if _, err := strconv.Atoi(e.Name()); err != nil {
@@ -176,11 +192,11 @@ func groupAlive(pgid int) bool {
 		}
 		// pid (comm) state ppid pgrp ...; comm may hold anything (proc(5)).
 		f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-		if len(f) > 2 && f[0] != "Z" && f[0] != "X" && f[2] == strconv.Itoa(pgid) {
-			return true
+		if len(f) > 2 && f[0] != "Z" && f[0] != "X" {
+			alive[f[2]] = true
 		}
 	}
-	return false
+	return alive
 }
 
 // signal sends sig to the process group. It fails once the process has been
