@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"time"
+
 	"golang.org/x/crypto/ssh"
 )
 
@@ -122,15 +124,26 @@ func (f *flow) install(taps *Taps) {
 	}
 }
 
-// end shows the user why the channel cannot go on, and closes it.
+// end lets nothing pass any more, shows the user why the channel cannot go on,
+// and closes it. The client may not be reading.
 func (f *flow) end(why error) {
 	client := f.to
 	if f.toServer {
 		client = f.reverse.to
 	}
-	client.tap.Store(nil)
-	client.writeStderr([]byte("\r\n" + why.Error() + "\r\n"))
-	client.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{255}))
+	nothing := &tapped{func([]byte, bool) error { return why }, func(error) {}}
+	f.to.tap.Store(nothing)
+	f.reverse.to.tap.Store(nothing)
+	told := make(chan struct{})
+	f.start(&f.r.wg, func() { // ends with the channel at the latest
+		defer close(told)
+		client.say([]byte("\r\n" + why.Error() + "\r\n"))
+		client.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{255}))
+	})
+	select {
+	case <-told:
+	case <-time.After(farewell):
+	}
 	client.Close()
 	f.from.Close()
 	f.to.Close()

@@ -6,8 +6,10 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 )
@@ -251,4 +253,52 @@ func TestWatchLost(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestTapFails: once a session cannot be recorded any more, nothing passes, though
+// the client reads nothing and cannot be told.
+func TestTapFails(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var full atomic.Bool
+		var seen atomic.Int64
+		r := permitAll()
+		r.Watch = &logWatcher{taps: &Taps{ToClient: func(p []byte, _ bool) error {
+			if full.Load() {
+				return errors.New("cannot be recorded")
+			}
+			seen.Add(int64(len(p)))
+			return nil
+		}}}
+		w := join(t, r, inMemory)
+		near, far := w.open("session")
+		go far.answer(true)
+		go ssh.DiscardRequests(near.reqs)
+		near.SendRequest("shell", true, nil)
+		go far.Write(make([]byte, 3<<20)) // more than the client's window
+		synctest.Wait()
+		var typed atomic.Int64
+		ended := make(chan struct{})
+		go func() {
+			n, _ := io.Copy(io.Discard, far)
+			typed.Store(n)
+			close(ended)
+		}()
+		full.Store(true)
+		go far.Stderr().Write([]byte("more"))
+		synctest.Wait()
+		near.Write([]byte("rm -rf evidence\n"))
+		time.Sleep(farewell)
+		synctest.Wait()
+		select {
+		case <-ended:
+			if n := typed.Load(); n > 0 {
+				t.Errorf("%d bytes that were typed have passed", n)
+			}
+		default:
+			t.Error("the bastion's end is still open")
+		}
+		if n, _ := io.Copy(io.Discard, near); n > seen.Load() {
+			t.Errorf("%d bytes have been shown, and %d seen", n, seen.Load())
+		}
+	})
 }
