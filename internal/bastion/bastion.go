@@ -146,6 +146,9 @@ type OwnedTask struct {
 	Task  Task // Addr is empty while it is being started
 	// Started is when it was launched; zero if that is not known.
 	Started time.Time
+	// MaxLife is what its agent was told, if that is known; zero means its
+	// profile's.
+	MaxLife time.Duration
 }
 
 // An Entry is what a ledger remembers of one owner. The zero Entry means that

@@ -1,6 +1,7 @@
 package bastion
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -128,14 +129,14 @@ func (d *Dialer) sweep(ctx context.Context, profile Profile, found OwnedTask) er
 	if err != nil {
 		return err
 	}
-	age := time.Since(found.Started)
+	age, life := time.Since(found.Started), cmp.Or(found.MaxLife, profile.MaxLife)
 	current := entry.Generation == task.Generation &&
 		(entry.State == Starting || entry.State == Running && entry.Task.ID == task.ID)
 	var why string
 	switch {
 	case found.Started.IsZero():
 		return nil // its launcher ends it by other means
-	case profile.MaxLife > 0 && age > profile.MaxLife+overtime:
+	case life > 0 && age > life+overtime:
 		why = "it has outlived its maximum life"
 	case current:
 		return nil

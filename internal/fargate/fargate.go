@@ -543,6 +543,7 @@ func (l *Launcher) List(ctx context.Context) ([]bastion.OwnedTask, error) {
 		if genErr != nil {
 			continue // not ours, whatever it says
 		}
+		life, _ := time.ParseDuration(environment(task, envMaxLife))
 		arn := aws.ToString(task.TaskArn)
 		if aws.ToString(task.LastStatus) != "RUNNING" {
 			// It has an address long before anybody listens there, and is
@@ -553,6 +554,7 @@ func (l *Launcher) List(ctx context.Context) ([]bastion.OwnedTask, error) {
 			Owner:   bastion.Owner{User: environment(task, envOwner), Profile: l.Profile},
 			Task:    bastion.Task{ID: arn, Principal: environment(task, envPrincipal), Generation: generation, Addr: addrs[arn]},
 			Started: aws.ToTime(task.CreatedAt),
+			MaxLife: life,
 		})
 	}
 	return found, err

@@ -2,6 +2,7 @@ package fargate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -238,6 +239,27 @@ func TestDeleteWhileLaunching(t *testing.T) {
 		}
 		if err := <-launched; err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// TestShorterMaxLife: whoever is in a bastion that was told it may live longer
+// than its profile says by now is left there; its agent says when it ends.
+func TestShorterMaxLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.end()
+		task := w.gateway(nil).mustLogin(t, "alice")
+		time.Sleep(30 * time.Minute)
+		second := w.dialer(&bastion.Memory{}, nil)
+		profile := second.Profiles["default"]
+		profile.MaxLife = time.Minute
+		second.Profiles["default"] = profile
+		if err := errors.Join(second.Adopt(t.Context()), second.Sweep(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		if again := second.mustLogin(t, "alice"); again.ID != task.ID {
+			t.Error("it was stopped")
 		}
 	})
 }
