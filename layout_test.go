@@ -16,17 +16,18 @@ const module = "github.com/sallyport-ssh/sallyport/"
 // point one way: the commands know everything; the gateway knows whom it joins;
 // what can stand alone does.
 var mayImport = map[string][]string{
-	"cmd/gateway":       {"internal/audit", "internal/auth", "internal/bastion", "internal/config", "internal/console", "internal/fargate", "internal/gateway", "internal/identity", "internal/local", "internal/oplog", "internal/policy", "internal/record", "internal/wire"},
-	"cmd/bastion-agent": {"internal/agent", "internal/oplog", "internal/sshca"},
+	"cmd/gateway":       {"internal/audit", "internal/auth", "internal/bastion", "internal/become", "internal/config", "internal/console", "internal/fargate", "internal/gateway", "internal/identity", "internal/local", "internal/oplog", "internal/policy", "internal/record", "internal/wire"},
+	"cmd/bastion-agent": {"internal/agent", "internal/become", "internal/oplog", "internal/sshca"},
 	"internal/gateway":  {"internal/audit", "internal/auth", "internal/bastion", "internal/identity", "internal/policy", "internal/record", "internal/relay", "internal/wire"},
 	"internal/console":  {"internal/audit", "internal/bastion", "internal/gateway", "internal/identity"},
 	"internal/local":    {"internal/bastion"},
 	"internal/fargate":  {"internal/bastion"},
 	"internal/bastion":  {"internal/identity", "internal/sshca"},
-	"internal/agent":    {"internal/identity", "internal/policy", "internal/sshca", "internal/wire"},
+	"internal/agent":    {"internal/become", "internal/identity", "internal/policy", "internal/sshca", "internal/wire"},
 	"internal/relay":    {"internal/identity", "internal/policy"},
 	"internal/sshca":    {"internal/identity"},
-	"internal/auth":     {"internal/identity"},
+	"internal/auth":     {"internal/become", "internal/identity"},
+	"internal/become":   {},
 	"internal/policy":   {"internal/identity"},
 	"internal/identity": {}, // plain data
 	"internal/audit":    {},

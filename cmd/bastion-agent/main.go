@@ -24,12 +24,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport-ssh/sallyport/internal/agent"
+	"github.com/sallyport-ssh/sallyport/internal/become"
 	"github.com/sallyport-ssh/sallyport/internal/oplog"
 	"github.com/sallyport-ssh/sallyport/internal/sshca"
 )
 
 func main() {
-	agent.Become()
+	become.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {

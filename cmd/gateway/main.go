@@ -16,9 +16,12 @@ import (
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport-ssh/sallyport/internal/become"
 )
 
 func main() {
+	become.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal does what it does to any program
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)

@@ -3,9 +3,11 @@ package agent
 import (
 	"os"
 	"testing"
+
+	"github.com/sallyport-ssh/sallyport/internal/become"
 )
 
 func TestMain(m *testing.M) {
-	Become() // if it was started for that
+	become.Main()
 	os.Exit(m.Run())
 }

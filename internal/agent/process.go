@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"runtime"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport-ssh/sallyport/internal/become"
 )
 
 // A process is a child that leads a session and process group of its own.
@@ -63,13 +66,26 @@ func (a Account) start(cmd command) (*process, error) {
 	var pid int
 	var err error
 	if os.Geteuid() == 0 && a.UID != 0 {
-		pid, err = a.fork(cmd, attr)
+		program := become.Program{
+			User: become.User{UID: a.UID, GID: a.GID, Groups: a.Groups},
+			Dir:  cmd.dir, Path: cmd.path, Argv: cmd.argv, Env: cmd.env,
+		}
+		err = program.Start(context.Background(), func(path string, argv []string, files [2]*os.File) error {
+			attr.Dir, attr.Env = "/", []string{}
+			attr.Files = append(attr.Files, files[0].Fd(), files[1].Fd())
+			pid, err = forkExec(path, argv, &attr)
+			return err
+		})
 	} else {
 		attr.Dir, attr.Env, attr.Sys.Credential = cmd.dir, cmd.env, a.credential()
 		pid, err = forkExec(cmd.path, cmd.argv, &attr)
 	}
 	runtime.KeepAlive(cmd.files)
 	if err != nil {
+		if pid > 0 {
+			unix.Wait4(pid, nil, 0, nil)
+			children.pids.Delete(pid)
+		}
 		if pidfd >= 0 {
 			unix.Close(pidfd)
 		}
@@ -81,6 +97,17 @@ func (a Account) start(cmd command) (*process, error) {
 		p.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
 	}
 	return p, nil
+}
+
+// forkExec is [syscall.ForkExec], after which the child is among the children.
+func forkExec(path string, argv []string, attr *syscall.ProcAttr) (pid int, err error) {
+	children.RLock()
+	defer children.RUnlock()
+	pid, err = syscall.ForkExec(path, argv, attr)
+	if err == nil {
+		children.pids.Store(pid, struct{}{})
+	}
+	return pid, err
 }
 
 // wait returns when the process has ended, and says how. It is called once.

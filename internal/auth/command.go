@@ -19,6 +19,8 @@ import (
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport-ssh/sallyport/internal/become"
 )
 
 // This file runs AuthorizedKeysCommand of sshd_config(5). In its arguments stand
@@ -227,10 +229,11 @@ func output(ctx context.Context, cmd *exec.Cmd, most int64) ([]byte, error) {
 	}
 	defer r.Close()
 	cmd.Stdout = w
-	err = cmd.Start()
+	program := cmd.Path
+	err = start(ctx, cmd)
 	w.Close()
-	if err != nil {
-		return nil, fmt.Errorf("running %s: %w", cmd.Path, err)
+	if err != nil && (ctx.Err() == nil || err != context.Cause(ctx)) {
+		return nil, fmt.Errorf("running %s: %w", program, err)
 	}
 	pid := cmd.Process.Pid
 	exited := make(chan struct{})
@@ -257,13 +260,35 @@ func output(ctx context.Context, cmd *exec.Cmd, most int64) ([]byte, error) {
 	waitErr := cmd.Wait()
 	switch {
 	case ctx.Err() != nil:
-		return nil, fmt.Errorf("%s takes too long, and was killed", cmd.Path)
+		return nil, fmt.Errorf("%s takes too long, and was killed", program)
 	case readErr != nil:
-		return nil, fmt.Errorf("reading from %s: %w", cmd.Path, readErr)
+		return nil, fmt.Errorf("reading from %s: %w", program, readErr)
 	case int64(len(out)) > most:
-		return nil, fmt.Errorf("%s prints more than %d bytes", cmd.Path, most)
+		return nil, fmt.Errorf("%s prints more than %d bytes", program, most)
 	case waitErr != nil:
-		return nil, fmt.Errorf("%s: %w", cmd.Path, waitErr)
+		return nil, fmt.Errorf("%s: %w", program, waitErr)
 	}
 	return out, nil
+}
+
+// start is cmd.Start, also for another user than this process's. With the cause of
+// ctx's end as the error, the child has been started, and has to be killed.
+func start(ctx context.Context, cmd *exec.Cmd) error {
+	cred := cmd.SysProcAttr.Credential
+	if cred == nil || cred.Uid == 0 {
+		return cmd.Start()
+	}
+	program := become.Program{
+		User: become.User{UID: cred.Uid, GID: cred.Gid, Groups: cred.Groups},
+		Dir:  cmd.Dir, Path: cmd.Path, Argv: cmd.Args, Env: cmd.Env,
+	}
+	cmd.SysProcAttr.Credential = nil
+	err := program.Start(ctx, func(path string, argv []string, files [2]*os.File) error {
+		cmd.Path, cmd.Args, cmd.Env, cmd.ExtraFiles = path, argv, []string{}, files[:]
+		return cmd.Start()
+	})
+	if _, cannot := err.(syscall.Errno); cannot {
+		cmd.Wait()
+	}
+	return err
 }

@@ -802,11 +802,16 @@ func TestAdoptFails(t *testing.T) {
 			t.Errorf("got in: %v", err)
 		}
 		d = lost(ErrBusy)
-		time.AfterFunc(time.Minute, func() { w.onList = nil })
+		soon := time.Now().Add(time.Minute)
+		w.onList = func(context.Context) error {
+			if time.Now().Before(soon) {
+				return ErrBusy
+			}
+			return nil
+		}
 		if task := mustDial(t, d, nil); task.ID != second.ID {
 			t.Errorf("got %s, want %s", task.ID, second.ID)
 		}
-		w.lookups = 0
 		id := alice
 		id.User = "bob"
 		conn, err := d.Dial(t.Context(), id, nil)
@@ -872,11 +877,12 @@ func TestMost(t *testing.T) {
 			w.servers.Go(dial)
 			time.Sleep(time.Second)
 		}, ErrTooMany},
-		"not started": {func(w *world, dial func()) { w.onLaunch = none; dial() }, nil},
-		"lost":        {func(w *world, dial func()) { w.onLaunch = lost; dial() }, ErrTooMany},
+		"not started": {func(w *world, dial func()) { w.onLaunch = none; dial(); w.onLaunch = nil }, nil},
+		"lost":        {func(w *world, dial func()) { w.onLaunch = lost; dial(); w.onLaunch = nil }, ErrTooMany},
 		"not known": {func(w *world, dial func()) {
 			w.onLaunch = none
 			dial()
+			w.onLaunch = nil
 			w.onList = func(context.Context) error { return errors.New("not now") }
 		}, ErrTooMany},
 	} {
@@ -896,7 +902,6 @@ func TestMost(t *testing.T) {
 					return err
 				}
 				tt.other(w, func() { dial("other") })
-				w.onLaunch = nil
 				if err := dial("default"); !errors.Is(err, tt.want) {
 					t.Errorf("got %v, want %v", err, tt.want)
 				}
