@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 )
@@ -18,8 +19,8 @@ import (
 // whoever waits for that. A channel, too, that is opened while package ssh ends a
 // connection is waited for for ever.
 //
-// So once the stream is closed the queue is emptied, and such channels are given up,
-// by hands in package ssh that it does not offer. The queue cannot be found
+// So once the stream is closed the queue is emptied, if nobody else does that, and
+// such channels are given up, by hands in package ssh that it does not offer. The queue cannot be found
 // before authentication begins; until then no more is read than it has room for.
 //
 // TestStrangersLeave, TestEndsAgainstTheProtocol and TestOpenWhileEnding fail if
@@ -38,6 +39,7 @@ type hold struct {
 	over  sync.Cond // state has become free or closed
 	room  int       // while counting
 
+	shut    bool // the stream is closed
 	preAuth ssh.ServerPreAuthConn
 	conn    ssh.Conn
 }
@@ -79,7 +81,7 @@ func (h *hold) limit(p []byte) ([]byte, error) {
 	switch h.state.Load() {
 	case counting:
 		return p[:min(len(p), h.room)], nil
-	case closed:
+	case closed: // before authentication began
 		return nil, net.ErrClosed
 	}
 	return p, nil
@@ -101,14 +103,15 @@ func (h *hold) took(n int) {
 func (c *Conn) HoldBack() { c.hold.state.CompareAndSwap(free, waiting) }
 
 // Authenticates tells c that package ssh has begun to authenticate the client.
-// When c is closed, package ssh lets go of it, whatever it is doing. What has been
-// received and not been looked at by then is lost.
+// When c is closed, package ssh lets go of it, and what has been received and not
+// been looked at by then is lost.
 func (c *Conn) Authenticates(p ssh.ServerPreAuthConn) {
 	c.hold.carries(func(h *hold) { h.preAuth = p })
 }
 
-// Carries does what Authenticates does, of a connection that is logged in: the
-// server's end or the client's.
+// Carries tells c that it carries a connection that is logged in, as the server's
+// end or the client's. When c is closed, package ssh lets go of it, within some
+// seconds if it is stuck.
 func (c *Conn) Carries(conn ssh.Conn) {
 	if server, ok := conn.(*ssh.ServerConn); ok {
 		conn = server.Conn
@@ -120,49 +123,86 @@ func (h *hold) carries(set func(*hold)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	set(h)
-	if h.state.Load() == closed {
+	if h.shut {
 		h.letGo()
-		return
 	}
-	h.state.Store(free)
-	h.over.Broadcast()
+	if h.state.Load() != closed {
+		h.state.Store(free)
+		h.over.Broadcast()
+	}
 }
 
 // close is for when the stream is closed.
 func (h *hold) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.state.Load() == closed {
+	if h.shut {
 		return
 	}
-	h.state.Store(closed)
-	h.over.Broadcast()
+	h.shut = true
+	if h.state.Load() != free {
+		h.state.Store(closed)
+		h.over.Broadcast()
+	}
 	h.letGo()
 }
 
-// letGo is called with mu held. What it begins ends when package ssh has noticed
-// that the stream is closed.
+// letGo is called with mu held. What it begins ends when package ssh has done with
+// the connection.
 func (h *hold) letGo() {
 	preAuth, conn := h.preAuth, h.conn
 	switch {
 	case conn != nil:
 		go func() {
-			empty(conn)
-			conn.Wait()
+			ended := make(chan struct{})
+			go func() { conn.Wait(); close(ended) }()
+			unstick(queue(conn), ended)
+			<-ended
 			giveUpOpens(conn)
 		}()
-	case preAuth != nil:
-		go empty(preAuth)
+	case preAuth != nil: // there is nobody any more who should have what is queued
+		go func() {
+			for range queue(preAuth) {
+			}
+		}()
 	}
 }
 
-// empty takes what is queued for a connection, [ssh.Conn] or
-// [ssh.ServerPreAuthConn], until no more can come.
-func empty(conn any) {
-	defer ignore()
-	queue := inside(conn, "transport").Elem().Elem().FieldByName("incoming")
-	for range *(*chan []byte)(queue.Addr().UnsafePointer()) {
+// stuckFor is how long nothing may be taken from a full queue. Package ssh closes a
+// stream also when its end has been read, and may then be busy with what had come
+// before, such as the exit status of a session.
+const stuckFor = 5 * time.Second
+
+// unstick takes what is queued if nobody else does, until ended is closed.
+func unstick(queue <-chan []byte, ended <-chan struct{}) {
+	tick := time.NewTicker(stuckFor / 20)
+	defer tick.Stop()
+	for full := 0; full < 20; {
+		select {
+		case <-ended:
+			return
+		case <-tick.C:
+		}
+		if full++; len(queue) < cap(queue) {
+			full = 0
+		}
 	}
+	for range queue {
+	}
+}
+
+// queue returns the one of a connection, [ssh.Conn] or [ssh.ServerPreAuthConn]; one
+// that is closed if it is not found.
+func queue(conn any) (queue <-chan []byte) {
+	defer func() {
+		if recover() != nil {
+			none := make(chan []byte)
+			close(none)
+			queue = none
+		}
+	}()
+	field := inside(conn, "transport").Elem().Elem().FieldByName("incoming")
+	return *(*chan []byte)(field.Addr().UnsafePointer())
 }
 
 // giveUpOpens is for when conn has ended: no channel is left of which package ssh
