@@ -100,8 +100,8 @@ type Dialer struct {
 // goroutine of the caller.
 //
 // A bastion that does not answer any more, although it is said to run, is stopped
-// after three quarters of a minute, and another is started; but not while others are connected
-// to it through this Dialer and hear from it.
+// after three quarters of a minute, and another is started; but not while others
+// are connected to it through this Dialer and hear from it.
 //
 // Errors wrap [ErrNoProfile], [ErrTooMany], a [TooOftenError], one of those that
 // say why a bastion cannot start, [ErrHostKey], [ErrNoAnswer], [ErrGone] (three

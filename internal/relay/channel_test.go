@@ -546,13 +546,12 @@ func TestExitAfterClose(t *testing.T) {
 // TestTooManyRequestsOfWhoReadsNot: a client that takes nothing cannot be told
 // that its channel is closed. Nobody else waits for that.
 func TestTooManyRequestsOfWhoReadsNot(t *testing.T) {
-	valve := make(chan struct{}, 1)
-	valve <- struct{}{}
+	valve := newValve()
 	links := 0
 	w := join(t, permitAll(), func(t testing.TB) (a, b net.Conn) {
 		a, b = overTCP(t)
 		if links++; links == 1 {
-			b = valved{b, valve}
+			b = valved{Conn: b, writing: valve}
 		}
 		return a, b
 	})
@@ -568,8 +567,8 @@ func TestTooManyRequestsOfWhoReadsNot(t *testing.T) {
 	}
 	w.relay.mu.Unlock()
 
-	<-valve
-	defer func() { valve <- struct{}{} }()
+	valve.shut()
+	defer valve.open()
 	// Not on a fake clock: who waits to write waits for a mutex of package ssh.
 	eventually := func(what string, is func(*requests) bool) {
 		t.Helper()
@@ -597,17 +596,6 @@ func TestTooManyRequestsOfWhoReadsNot(t *testing.T) {
 	if toBastion, _ := w.relay.Progress(); !toBastion.HeldUp {
 		t.Error("what the client has sent is not held up")
 	}
-}
-
-// valved is a connection to which nothing is written while the valve is empty.
-type valved struct {
-	net.Conn
-	valve chan struct{}
-}
-
-func (v valved) Write(p []byte) (int, error) {
-	v.valve <- <-v.valve
-	return v.Conn.Write(p)
 }
 
 // TestRequestsBehindAnUnanswered: too many cost the client its channel, and

@@ -46,13 +46,12 @@ func TestEndsAgainstTheProtocol(t *testing.T) {
 // TestOpenWhileEnding: a channel that the bastion opens while package ssh closes
 // those of the client, which takes as long as the client likes, is not waited for.
 func TestOpenWhileEnding(t *testing.T) {
-	valve := make(chan struct{}, 1)
-	valve <- struct{}{}
+	valve := newValve()
 	links := 0
 	w := join(t, permitAll(), func(t testing.TB) (a, b net.Conn) {
 		a, b = overTCP(t)
 		if links++; links == 1 {
-			a = unread{a, valve}
+			a = valved{Conn: a, reading: valve}
 		}
 		return a, b
 	})
@@ -62,7 +61,7 @@ func TestOpenWhileEnding(t *testing.T) {
 		go ssh.DiscardRequests(near.reqs)
 		fars = append(fars, far)
 	}
-	<-valve
+	valve.shut()
 	for _, far := range fars[1:] { // more than fits into the sockets
 		go far.Write(make([]byte, 8<<20))
 	}
@@ -77,21 +76,10 @@ func TestOpenWhileEnding(t *testing.T) {
 	time.Sleep(300 * time.Millisecond)
 	go fars[0].Write(make([]byte, 1000)) // behind the open, and before the end of the channels
 	time.Sleep(300 * time.Millisecond)
-	valve <- struct{}{}
+	valve.open()
 	w.waitEnd()
 	w.bastion.Conn.Close()
 	if err := <-opened; err == nil {
 		t.Error("a channel was opened to a client that has gone")
 	}
-}
-
-// unread is a connection of which nothing is read while the valve is empty.
-type unread struct {
-	net.Conn
-	valve chan struct{}
-}
-
-func (u unread) Read(p []byte) (int, error) {
-	u.valve <- <-u.valve
-	return u.Conn.Read(p)
 }

@@ -173,6 +173,27 @@ func overTCP(t testing.TB) (a, b net.Conn) {
 // inMemory links by memory, for synctest.
 func inMemory(testing.TB) (a, b net.Conn) { return sshtest.Pipe() }
 
+// A valve holds up who goes through it while it is shut. It is made open.
+type valve chan struct{}
+
+func newValve() valve { v := make(valve, 1); v.open(); return v }
+func (v valve) open() { v <- struct{}{} }
+func (v valve) shut() { <-v }
+func (v valve) goThrough() {
+	if v != nil {
+		v <- <-v
+	}
+}
+
+// valved is a connection with valves; nil is none.
+type valved struct {
+	net.Conn
+	reading, writing valve
+}
+
+func (c valved) Read(p []byte) (int, error)  { c.reading.goThrough(); return c.Conn.Read(p) }
+func (c valved) Write(p []byte) (int, error) { c.writing.goThrough(); return c.Conn.Write(p) }
+
 // A channel is one end of an SSH channel.
 type channel struct {
 	ssh.Channel

@@ -20,8 +20,9 @@ import (
 // connection is waited for for ever.
 //
 // So once the stream is closed the queue is emptied, if nobody else does that, and
-// such channels are given up, by hands in package ssh that it does not offer. The queue cannot be found
-// before authentication begins; until then no more is read than it has room for.
+// such channels are given up, by hands in package ssh that it does not offer. The
+// queue cannot be found before authentication begins; until then no more is read
+// than it has room for.
 //
 // TestStrangersLeave, TestEndsAgainstTheProtocol and TestOpenWhileEnding fail if
 // another version of package ssh needs it done in another way.
