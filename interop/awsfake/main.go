@@ -1,6 +1,6 @@
-// Awsfake is the AWS that the tests use, as a program: an ECS cluster whose tasks
-// are bastion-agents of this machine, some of EC2, and STS. It is for trying a
-// gateway with the launcher fargate, and AWS's own command line, without AWS.
+// Awsfake serves the tests' imitation of AWS: an ECS cluster whose tasks are
+// bastion-agents on this machine, parts of EC2, and STS. A gateway with the
+// launcher fargate, or AWS's own command line, can use it in place of AWS.
 package main
 
 import (
@@ -21,12 +21,12 @@ import (
 
 func main() {
 	var args struct {
-		Listen string        `default:"127.0.0.1:0" help:"Where to listen; only what listens on loopback is safe: everybody who gets there runs programs."`
+		Listen string        `default:"127.0.0.1:0" help:"Address to listen on. Use a loopback address only: every client can run programs."`
 		Agent  string        `required:"" type:"existingfile" help:"The bastion-agent."`
-		Dir    string        `required:"" type:"existingdir" help:"Where the output of tasks goes."`
-		State  time.Duration `default:"1s" help:"How long a task stays in each state on its way."`
+		Dir    string        `required:"" type:"existingdir" help:"Folder for the output of tasks."`
+		State  time.Duration `default:"1s" help:"Duration of each state of a starting task."`
 	}
-	kong.Parse(&args, kong.Name("awsfake"), kong.Description("An AWS account for trying gateways without one. Prints the environment that leads there."))
+	kong.Parse(&args, kong.Name("awsfake"), kong.Description("Imitates an AWS account for gateways, and prints the environment variables to use it."))
 	if err := run(args.Listen, args.Agent, args.Dir, args.State); err != nil {
 		fmt.Fprintln(os.Stderr, "awsfake:", err)
 		os.Exit(1)

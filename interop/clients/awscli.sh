@@ -1,8 +1,8 @@
-# AWS's own command line against the imitation of AWS that the tests of the launcher use, so that both are understood by somebody
-# else: a login to a bastion on it is seen, and ended, by aws, which also starts tasks and makes security groups itself.
+# AWS's own command line against the imitation of AWS that the launcher's tests use, to verify the imitation with independent
+# code: aws lists and stops the bastion of a login, starts tasks, and creates security groups.
 . "$CLIENTS/lib.sh"
-aws() { /usr/bin/aws --output text --endpoint-url "$AWS_ENDPOINT_URL" "$@"; } # Debian's does not know the variable
-# refused CODE COMMAND ...: fails unless aws says that AWS has refused with it.
+aws() { /usr/bin/aws --output text --endpoint-url "$AWS_ENDPOINT_URL" "$@"; } # Debian's version ignores the variable
+# refused CODE COMMAND ...: fails unless the call is rejected with CODE.
 refused() {
 	local code=$1
 	shift
@@ -59,12 +59,12 @@ equal 'status of what it ended' "$(status wait $!)" 255
 aws ecs wait tasks-stopped --cluster sallyport --tasks "$task"
 equal reason "$(aws ecs describe-tasks --cluster sallyport --tasks "$task" --query 'tasks[0].stoppedReason')" 'by hand'
 
-# Tasks of nobody. Debian's aws does not know client tokens yet.
+# Tasks without an owner. Debian's aws has no client tokens yet.
 run=(ecs run-task --cluster sallyport --task-definition sallyport-bastion:7 --launch-type FARGATE --started-by me
 	--network-configuration 'awsvpcConfiguration={subnets=[subnet-0fa4e00a],securityGroups=[sg-0fa4e001]}')
 read -r first state <<<"$(aws "${run[@]}" --query 'tasks[0].[taskArn,desiredStatus]')"
 equal 'its state' "$state" RUNNING
-equal 'who started it' "$(aws ecs describe-tasks --cluster sallyport --tasks "$first" --query 'tasks[0].startedBy')" me # it may have ended by now: nobody told it whose it is
+equal startedBy "$(aws ecs describe-tasks --cluster sallyport --tasks "$first" --query 'tasks[0].startedBy')" me # it may have ended by now, because it has no owner
 equal 'not among the gateway'"'"'s' "$(aws ecs list-tasks --cluster sallyport --started-by sallyport/default --query 'taskArns[]')" ''
 refused InvalidParameterException "${run[@]}" --count 11
 refused ClusterNotFoundException ecs list-tasks --cluster other

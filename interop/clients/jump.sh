@@ -1,4 +1,4 @@
-# ssh -J, one and two jumps deep, -W, -R of any port, and an agent carried along.
+# ssh -J, one and two jumps deep, -W, -R of any port, and agent forwarding.
 . "$CLIENTS/lib.sh"
 ssh=(ssh -F "$SSH_CONFIG")
 equal 'one jump' "$("${ssh[@]}" -J bastion inside 'echo $((6 * 7))')" 42
@@ -12,7 +12,7 @@ equal -W "$( (sleep 1) | "${ssh[@]}" -W "127.0.0.1:$PORT" bastion | head -c 8)" 
 eval "$(ssh-agent -s)" >/dev/null
 children+=("$SSH_AGENT_PID")
 ssh-add -q "$KEY"
-# Three at once, since IDEs do that to an agent.
+# Three at once, as IDEs use an agent.
 pids=()
 for i in 1 2 3; do
 	"${ssh[@]}" -A bastion 'ssh-add -l' >"agent.$i" &

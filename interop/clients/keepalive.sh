@@ -1,4 +1,4 @@
-# Keepalives of the client, and autossh, which connects again.
+# Keepalives of the client, and autossh, which reconnects.
 . "$CLIENTS/lib.sh"
 equal 'keepalives' "$(ssh -F "$SSH_CONFIG" -o ServerAliveInterval=1 -o ServerAliveCountMax=3 bastion 'sleep 6; echo alive')" alive
 

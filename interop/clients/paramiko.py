@@ -1,5 +1,4 @@
-# paramiko: commands, sftp, forwards both ways; and whoever has proved one name
-# does not get in under another.
+# paramiko: commands, sftp, forwards both ways; and a key is rejected for another user, also after other attempts.
 import os, socket, threading
 import paramiko
 

@@ -12,5 +12,5 @@ equal 'half-close' "$(printf 'b\na\n' | "${plink[@]}" sort | tr '\n' ' ')" 'a b 
 random 8000000 >data
 "${plink[@]}" cat <data >copy
 cmp data copy
-# It is a channel and nothing else, as ssh -W.
+# A channel without a session, as with ssh -W.
 equal 'channel' "$( (sleep 1) | "${plink[@]}" -nc "127.0.0.1:$PORT" | head -c 8)" SSH-2.0-

@@ -13,6 +13,6 @@ echo changed >from/deep/8
 diff -r from there
 "${rsync[@]}" "bastion:$PWD/there/" back/
 diff -r from back
-# A program that is not there is said so, and not a success.
+# A missing program is an error.
 ! "${rsync[@]}" --rsync-path=/nonexistent from/ "bastion:$PWD/x/" 2>err
 grep -q 'nonexistent' err

@@ -21,7 +21,7 @@ sftp -q -F "$SSH_CONFIG" -b batch bastion >log
 cmp data back
 cmp tree/x there/tree/x
 grep -q '^sftp> df' log
-# The first command that fails ends a batch.
+# The first failing command ends a batch.
 printf 'get nonexistent\nput data after\n' >bad
 equal 'status of a bad batch' "$(status sftp -q -F "$SSH_CONFIG" -b bad bastion 2>err)" 1
 [ ! -e after ]

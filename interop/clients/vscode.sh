@@ -1,5 +1,5 @@
-# What VS Code does: a script on bash's standard input, and SOCKS beside it; two
-# at once, as it opens them.
+# The connections of VS Code: a script on bash's standard input, and SOCKS beside it; two at once, as VS Code opens
+# them.
 . "$CLIENTS/lib.sh"
 web=$(free_port)
 echo 'from the bastion' >page
@@ -34,7 +34,7 @@ for window in $one $two; do
 done
 grep -qx 'one: end' one.out
 
-# A socket of the server's is reached through one of ours.
+# A forwarded Unix socket.
 background /usr/bin/python3 -c '
 import socket
 s = socket.socket(socket.AF_UNIX); s.bind("server.sock"); s.listen()

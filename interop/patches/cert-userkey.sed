@@ -1,4 +1,4 @@
-# RSA keys sign with SHA-2 alone here: "rsa" stands for that, and not for SHA-1.
+# The gateway accepts RSA signatures with SHA-2 only, so "rsa" means these.
 /echo \$1 | sed/s/ssh-rsa/rsa-sha2-/
-# A certificate that names nobody is nobody's, whatever line its CA stands on.
+# The gateway rejects a certificate without principals for every trusted CA.
 /^test_one "empty principals"/s/success/failure/

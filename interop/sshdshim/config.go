@@ -17,21 +17,21 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// ciphers are all the gateway knows. By itself it does not offer AES-CTR to an
-// OpenSSH client; the suite's loops are to reach it.
+// ciphers are all that the gateway implements. By default it does not offer AES-CTR to
+// an OpenSSH client; the suite tests it.
 var ciphers = []string{ssh.CipherAES128GCM, ssh.CipherAES256GCM, ssh.CipherAES256CTR, ssh.CipherAES192CTR, ssh.CipherAES128CTR}
 
-// kexes and macs are what the gateway offers; see package gateway.
+// kexes and macs are those that can be configured; see package config.
 var (
 	kexes = []string{
 		ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeCurve25519,
-		ssh.KeyExchangeDH16SHA512, ssh.KeyExchangeDH14SHA256,
+		ssh.KeyExchangeECDHP256, ssh.KeyExchangeECDHP384, ssh.KeyExchangeECDHP521, ssh.KeyExchangeDH14SHA256,
 	}
 	macs = []string{ssh.HMACSHA256ETM, ssh.HMACSHA512ETM, ssh.HMACSHA256, ssh.HMACSHA512}
 )
 
-// offered says whether the gateway has an algorithm. Kinds it does not choose
-// from are left as they are.
+// offered reports whether the gateway has an algorithm of a kind, as named by ssh -Q. It
+// has all of those kinds that the gateway does not choose from.
 func offered(kind, name string) bool {
 	switch kind {
 	case "cipher", "Ciphers":
@@ -48,15 +48,15 @@ func offered(kind, name string) bool {
 	return true
 }
 
-// settings are an sshd_config as it applies to the user of the suite. Names are
-// in lower case.
+// settings are the values of an sshd_config for the user of the suite, by names in
+// lower case.
 type settings map[string][]string
 
-// repeatable options gather values; of any other the first counts.
-var repeatable = []string{"hostkey", "acceptenv", "listenaddress", "port"}
+// repeatable options have all their values; others have the first.
+var repeatable = []string{"hostkey", "hostcertificate", "acceptenv", "listenaddress", "port"}
 
-// parseSettings reads what sshd -f file -o options would. Match blocks override
-// what stands before them, and count only if they are for all or for userName.
+// parseSettings reads settings as sshd -f file -o options does. Match blocks override
+// settings before them, and apply if they are for all or for userName.
 func parseSettings(data []byte, options []string, userName string) (settings, error) {
 	global, matched := settings{}, settings{}
 	into := global
@@ -119,28 +119,210 @@ func matches(criteria, userName string) (bool, error) {
 	return false, fmt.Errorf("block Match %s: the gateway has nothing like it", criteria)
 }
 
-// ignored options say nothing that could be done or left undone here.
-var ignored = map[string]string{
-	"addressfamily":          "ListenAddress says it all",
-	"loglevel":               "the gateway's log has one level",
-	"strictmodes":            "the suite's folder passes it",
-	"usepam":                 "bastions have no PAM",
-	"useprivilegeseparation": "obsolete in sshd too",
-	"protocol":               "obsolete in sshd too",
-	"securitykeyprovider":    "the client's",
-	"permituserenvironment":  "authorized_keys belong to the operator: always yes",
-	"hostkeyalgorithms":      "narrows by the host keys, see hostKeys",
+// A translation makes the gateway's configuration of an sshd_config.
+type translation struct {
+	dir      string // for the files that it writes
+	account  string // of the suite
+	settings settings
+	yaml     bytes.Buffer
+
+	// Set by options, and used when all have been read.
+	pidFile, keyFile, port string
+	addresses, acceptEnv   []string
+	force                  forced
 }
 
-// A site is what a configuration is translated to.
+// translators translate the options of sshd_config, in lower case. For any other
+// option translate returns an error.
+var translators = map[string]func(t *translation, values []string) error{
+	// Options that the gateway has under the same name.
+	"maxauthtries":              copyTo("max_auth_tries"),
+	"maxsessions":               copyTo("max_sessions"),
+	"maxstartups":               copyTo("max_startups"),
+	"clientalivecountmax":       copyTo("client_alive_count_max"),
+	"versionaddendum":           copyTo("version_addendum"),
+	"tcpkeepalive":              copyTo("tcp_keep_alive"),
+	"authorizedkeyscommand":     copyTo("authorized_keys_command"),
+	"authorizedkeyscommanduser": copyTo("authorized_keys_command_user"),
+	"revokedkeys":               copyTo("revoked_keys"),
+	"logingracetime":            copyDurationTo("login_grace_time"),
+	"clientaliveinterval":       copyDurationTo("client_alive_interval"),
+	"ciphers":                   copyListTo("ciphers"),
+	"macs":                      copyListTo("macs"),
+	"kexalgorithms":             copyListTo("kex_algorithms"),
+	"rekeylimit": store(func(t *translation, value string) { // sshd's units of time may be capitals, too
+		bytes, interval, _ := strings.Cut(value, " ")
+		t.put("rekey_limit", strings.TrimSpace(bytes+" "+strings.ToLower(interval)))
+	}),
+	"hostcertificate": func(t *translation, values []string) error {
+		t.put("host_certificates", values...)
+		return nil
+	},
+
+	// Options in another form.
+	"hostkey":                  (*translation).hostKeys,
+	"trustedusercakeys":        (*translation).userCAs,
+	"authorizedprincipalsfile": (*translation).principals,
+	"banner":                   (*translation).banner,
+	"authenticationmethods":    only("authenticationmethods", "publickey"), // the only method without it
+	"subsystem": func(t *translation, values []string) error {
+		value := strings.Join(strings.Fields(values[0]), " ")
+		return only("subsystem", "sftp "+filepath.Join(home, "bin", "sftp-server"))(t, []string{value})
+	},
+
+	"pidfile":       store(func(t *translation, value string) { t.pidFile = value }),
+	"port":          store(func(t *translation, value string) { t.port = value }),
+	"listenaddress": func(t *translation, values []string) error { t.addresses = values; return nil },
+	"acceptenv": func(t *translation, values []string) error {
+		t.acceptEnv = strings.Fields(strings.Join(values, " "))
+		return nil
+	},
+	"authorizedkeysfile": store(func(t *translation, value string) { t.keyFile = strings.ReplaceAll(value, "%u", t.account) }),
+
+	// Options that only a key can have in the gateway.
+	"forcecommand": store(func(t *translation, value string) {
+		// The server that is built into sshd is a program here.
+		if rest, ok := strings.CutPrefix(value, "internal-sftp"); ok {
+			value = "/usr/lib/openssh/sftp-server" + rest
+		}
+		t.force.command = value
+	}),
+	"allowtcpforwarding":       store(func(t *translation, value string) { t.force.tcpForwarding = value }),
+	"permitopen":               store(func(t *translation, value string) { t.force.permitOpen = strings.Fields(value) }),
+	"permitlisten":             store(func(t *translation, value string) { t.force.permitListen = strings.Fields(value) }),
+	"setenv":                   store(func(t *translation, value string) { t.force.environment = strings.Fields(value) }),
+	"pubkeyacceptedalgorithms": store(acceptedTypes),
+	"pubkeyacceptedkeytypes":   store(acceptedTypes),
+
+	"addressfamily":          ignore("ListenAddress has the family"),
+	"loglevel":               ignore("the gateway's log has one level"),
+	"strictmodes":            ignore("the suite's folder passes it"),
+	"usepam":                 ignore("bastions have no PAM"),
+	"useprivilegeseparation": ignore("obsolete in sshd, too"),
+	"protocol":               ignore("obsolete in sshd, too"),
+	"securitykeyprovider":    ignore("the client's"),
+	"permituserenvironment":  ignore("always yes: the operator writes authorized_keys"),
+	"hostkeyalgorithms":      ignore("selects host keys, see hostKeys"),
+}
+
+// put writes a setting of the gateway.
+func (t *translation) put(key string, values ...string) {
+	quoted := make([]string, len(values))
+	for i, v := range values {
+		quoted[i] = strconv.Quote(v)
+	}
+	if list := strings.Join(quoted, ", "); len(values) == 1 {
+		fmt.Fprintf(&t.yaml, "%s: %s\n", key, list)
+	} else {
+		fmt.Fprintf(&t.yaml, "%s: [%s]\n", key, list)
+	}
+}
+
+func copyTo(key string) func(*translation, []string) error {
+	return store(func(t *translation, value string) { t.put(key, value) })
+}
+
+// copyDurationTo also accepts sshd's number of seconds.
+func copyDurationTo(key string) func(*translation, []string) error {
+	return store(func(t *translation, value string) {
+		if _, err := strconv.Atoi(value); err == nil {
+			value += "s"
+		}
+		t.put(key, value)
+	})
+}
+
+func copyListTo(key string) func(*translation, []string) error {
+	return store(func(t *translation, value string) {
+		fmt.Fprintf(&t.yaml, "%s: [%s]\n", key, strings.ReplaceAll(value, ",", ", "))
+	})
+}
+
+// store is for options of which the first value counts.
+func store(set func(t *translation, value string)) func(*translation, []string) error {
+	return func(t *translation, values []string) error { set(t, values[0]); return nil }
+}
+
+// only accepts a single value, which changes nothing.
+func only(name, value string) func(*translation, []string) error {
+	return func(_ *translation, values []string) error {
+		if values[0] != value {
+			return unknown(name, values[0])
+		}
+		return nil
+	}
+}
+
+// ignore is for options without an effect here, for the given reason.
+func ignore(string) func(*translation, []string) error {
+	return func(*translation, []string) error { return nil }
+}
+
+func acceptedTypes(t *translation, value string) {
+	if !strings.HasPrefix(value, "+") {
+		t.force.keyTypes = strings.Split(value, ",")
+	}
+}
+
+func (t *translation) hostKeys(values []string) error {
+	keys, err := hostKeys(values, t.settings["hostkeyalgorithms"])
+	if err == nil {
+		fmt.Fprintf(&t.yaml, "host_keys: [%s]\n", strings.Join(keys, ", "))
+	}
+	return err
+}
+
+// acceptsCertificates reports whether the server accepts certificates. If not, it
+// has no certificate authorities.
+func (t *translation) acceptsCertificates() bool {
+	accepted := t.settings["pubkeyacceptedalgorithms"]
+	return len(accepted) == 0 || acceptsCertificates(accepted[0])
+}
+
+func (t *translation) userCAs(values []string) error {
+	if t.acceptsCertificates() {
+		t.put("trusted_user_ca_keys", values[0])
+	}
+	return nil
+}
+
+// principals makes a folder of the suite's file.
+func (t *translation) principals(values []string) error {
+	if !t.acceptsCertificates() {
+		return nil
+	}
+	folder := filepath.Join(t.dir, "principals")
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		return err
+	}
+	data, err := os.ReadFile(strings.ReplaceAll(values[0], "%u", t.account))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(folder, t.account), data, 0o600)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	t.put("authorized_principals_dir", folder)
+	return nil
+}
+
+// banner leaves out a file that does not exist, as sshd does.
+func (t *translation) banner(values []string) error {
+	if info, err := os.Stat(values[0]); err == nil && info.Size() > 0 {
+		t.put("banner", values[0])
+	}
+	return nil
+}
+
+// A site is the result of a translation.
 type site struct {
-	yaml    []byte // the gateway's
+	yaml    []byte // the gateway's configuration
 	pidFile string
 }
 
-// translate makes the gateway's configuration, and the folder of authorized
-// keys it names, of an sshd_config. It writes into dir, which must be this
-// call's own.
+// translate makes the gateway's configuration, and the folder of authorized keys
+// that it names, of an sshd_config. It writes into dir, which must be this call's
+// own.
 func translate(c call, dir string) (site, error) {
 	data, err := os.ReadFile(c.config)
 	if err != nil {
@@ -154,147 +336,49 @@ func translate(c call, dir string) (site, error) {
 	if err != nil {
 		return site{}, fmt.Errorf("%s: %w", c.config, err)
 	}
-
-	var y bytes.Buffer
-	put := func(key string, values ...string) {
-		quoted := make([]string, len(values))
-		for i, v := range values {
-			quoted[i] = strconv.Quote(v)
-		}
-		if list := strings.Join(quoted, ", "); len(values) == 1 {
-			fmt.Fprintf(&y, "%s: %s\n", key, list)
-		} else {
-			fmt.Fprintf(&y, "%s: [%s]\n", key, list)
-		}
-	}
-	// Names that both have, in the words of both.
-	same := map[string]string{
-		"maxauthtries": "max_auth_tries", "maxsessions": "max_sessions", "maxstartups": "max_startups",
-		"clientalivecountmax": "client_alive_count_max", "versionaddendum": "version_addendum",
-	}
-	durations := map[string]string{"logingracetime": "login_grace_time", "clientaliveinterval": "client_alive_interval"}
-	lists := map[string]string{"macs": "macs", "kexalgorithms": "kex_algorithms", "ciphers": "ciphers"}
-
-	put("state_dir", filepath.Join(home, "state"))
-	put("fleet_key", filepath.Join(home, "fleet_key"))
-	put("drain", "0s")
-	put("per_source_penalties", "none") // the suite's own sshd_config says so
 	if len(s["ciphers"]) == 0 {
 		s["ciphers"] = []string{strings.Join(ciphers, ",")}
 	}
-	result := site{}
-	var keyFile, port string
-	var addresses, acceptEnv []string
-	var force forced
+	t := &translation{dir: dir, account: me.Username, settings: s}
+	t.put("state_dir", filepath.Join(home, "state"))
+	t.put("fleet_key", filepath.Join(home, "fleet_key"))
+	t.put("drain", "0s")
+	t.put("per_source_penalties", "none") // as in the suite's own sshd_config
+	fmt.Fprintf(&t.yaml, "audit: {to: %q}\n", filepath.Join(dir, "audit.log"))
+	fmt.Fprint(&t.yaml, "roles: {everybody: {users: \"*\"}}\n")
 	for _, name := range slices.Sorted(maps.Keys(s)) {
-		values := s[name]
-		value := values[0]
-		switch name {
-		case "hostkey":
-			keys, err := hostKeys(values, s["hostkeyalgorithms"])
-			if err != nil {
-				return site{}, err
-			}
-			fmt.Fprintf(&y, "host_keys: [%s]\n", strings.Join(keys, ", "))
-		case "pidfile":
-			result.pidFile = value
-		case "trustedusercakeys":
-			put("trusted_user_ca_keys", value)
-		case "authorizedprincipalsfile":
-			// A file in the suite's words, a folder in the gateway's.
-			folder := filepath.Join(dir, "principals")
-			if err := os.Mkdir(folder, 0o700); err != nil {
-				return site{}, err
-			}
-			data, err := os.ReadFile(strings.ReplaceAll(value, "%u", me.Username))
-			if err == nil {
-				err = os.WriteFile(filepath.Join(folder, me.Username), data, 0o600)
-			}
-			if err != nil && !errors.Is(err, os.ErrNotExist) {
-				return site{}, err
-			}
-			put("authorized_principals_dir", folder)
-		case "authorizedkeyscommand":
-			put("authorized_keys_command", value)
-		case "authorizedkeyscommanduser":
-			put("authorized_keys_command_user", value)
-		case "revokedkeys":
-			put("revoked_keys", value)
-		case "authorizedkeysfile":
-			keyFile = strings.ReplaceAll(value, "%u", me.Username)
-		case "port":
-			port = value
-		case "listenaddress":
-			addresses = values
-		case "acceptenv":
-			acceptEnv = strings.Fields(strings.Join(values, " "))
-		case "banner":
-			// A banner that is not there is none, for sshd.
-			if info, err := os.Stat(value); err == nil && info.Size() > 0 {
-				put("banner", value)
-			}
-		case "subsystem":
-			if value = strings.Join(strings.Fields(value), " "); value != "sftp "+filepath.Join(home, "bin", "sftp-server") {
-				return site{}, unknown(name, value)
-			}
-		case "forcecommand":
-			// sshd's built-in server is the separate one here.
-			if rest, ok := strings.CutPrefix(value, "internal-sftp"); ok {
-				value = "/usr/lib/openssh/sftp-server" + rest
-			}
-			force.command = value
-		case "allowtcpforwarding":
-			force.tcpForwarding = value
-		case "permitopen":
-			force.permitOpen = strings.Fields(value)
-		case "permitlisten":
-			force.permitListen = strings.Fields(value)
-		case "setenv":
-			force.environment = strings.Fields(value)
-		case "pubkeyacceptedalgorithms", "pubkeyacceptedkeytypes":
-			if !strings.HasPrefix(value, "+") {
-				force.keyTypes = strings.Split(value, ",")
-			}
-		default:
-			switch {
-			case same[name] != "":
-				put(same[name], value)
-			case durations[name] != "":
-				if _, err := strconv.Atoi(value); err == nil {
-					value += "s"
-				}
-				put(durations[name], value)
-			case lists[name] != "":
-				fmt.Fprintf(&y, "%s: [%s]\n", lists[name], strings.ReplaceAll(value, ",", ", "))
-			case ignored[name] == "":
-				return site{}, unknown(name, value)
-			}
+		translator, ok := translators[name]
+		if !ok {
+			return site{}, unknown(name, s[name][0])
+		}
+		if err := translator(t, s[name]); err != nil {
+			return site{}, err
 		}
 	}
-	for i, a := range addresses {
-		addresses[i] = a + ":" + port
+	for i, a := range t.addresses {
+		t.addresses[i] = a + ":" + t.port
 	}
-	put("listen", addresses...)
-	keysDir, err := keyFolder(keyFile, me.Username, force, dir, !c.inetd)
+	t.put("listen", t.addresses...)
+	keysDir, err := keyFolder(t.keyFile, t.account, t.force, dir, !c.inetd)
 	if err != nil {
 		return site{}, err
 	}
-	put("authorized_keys_dir", keysDir)
-	fmt.Fprintf(&y, "profiles:\n  default:\n    idle: 20s\n    local:\n      account: %q\n      agent: %q\n", me.Username, filepath.Join(home, "bin", "bastion-agent"))
-	if len(acceptEnv) > 0 {
-		fmt.Fprintf(&y, "      accept_env: [\"%s\"]\n", strings.Join(acceptEnv, `", "`))
+	t.put("authorized_keys_dir", keysDir)
+	// record: transfers ends a session of sftp or scp that the gateway cannot follow.
+	fmt.Fprintf(&t.yaml, "profiles:\n  default:\n    idle: 20s\n    record: transfers\n    local:\n      account: %q\n      agent: %q\n", t.account, filepath.Join(home, "bin", "bastion-agent"))
+	if len(t.acceptEnv) > 0 {
+		fmt.Fprintf(&t.yaml, "      accept_env: [\"%s\"]\n", strings.Join(t.acceptEnv, `", "`))
 	}
-	result.yaml = y.Bytes()
-	return result, nil
+	return site{t.yaml.Bytes(), t.pidFile}, nil
 }
 
 func unknown(name, value string) error {
 	return fmt.Errorf("%s %s: the gateway has nothing like it", name, value)
 }
 
-// hostKeys returns the host keys that the gateway can use, of those types that
-// HostKeyAlgorithms allows. FIDO keys are made by the suite for hosts as well,
-// but a token is not a host's.
+// hostKeys returns the host keys that the gateway can use, of the types that
+// HostKeyAlgorithms permits. It leaves out the FIDO keys that the suite also makes for
+// hosts.
 func hostKeys(files, algorithms []string) ([]string, error) {
 	var usable []string
 	for _, file := range files {
@@ -318,7 +402,7 @@ func hostKeys(files, algorithms []string) ([]string, error) {
 	return usable, nil
 }
 
-// forced are settings for all users that only a key can have here.
+// forced are settings of sshd for all users that only a key can have in the gateway.
 type forced struct {
 	command                  string
 	tcpForwarding            string
@@ -333,9 +417,8 @@ func (o forced) empty() bool {
 }
 
 // keyFolder returns a folder for authorized_keys_dir, with the keys of file for
-// userName. If they are to be live, so that the suite can change them under a
-// running gateway, and there is nothing to add to them, it is the file's own
-// folder; otherwise it is in dir.
+// userName. If live is set, so that the suite can change them while the gateway runs,
+// and o adds no options, it is the file's own folder; otherwise it is in dir.
 func keyFolder(file, userName string, o forced, dir string, live bool) (string, error) {
 	if live && o.empty() {
 		folder := filepath.Dir(file)
@@ -389,7 +472,7 @@ func (o forced) apply(line string) (string, error) {
 	}
 	has := func(re *regexp.Regexp) bool { return slices.ContainsFunc(options, re.MatchString) }
 
-	if o.command != "" { // sshd_config's goes before the key's
+	if o.command != "" { // sshd_config has priority over the key
 		without(command)
 		with(`command="` + strings.ReplaceAll(o.command, `"`, `\"`) + `"`)
 	}
@@ -405,8 +488,7 @@ func (o forced) apply(line string) (string, error) {
 	for _, env := range o.environment {
 		with(`environment="` + env + `"`)
 	}
-	// One direction only is said by permitting nothing but a port that nobody
-	// uses in the other one.
+	// To permit one direction only, permit an unused port in the other one.
 	local, remote := true, true
 	switch o.tcpForwarding {
 	case "", "yes", "all":
@@ -433,6 +515,14 @@ func (o forced) apply(line string) (string, error) {
 	return strings.Join(options, ",") + " " + key, nil
 }
 
+// acceptsCertificates reports whether PubkeyAcceptedAlgorithms has certificates.
+func acceptsCertificates(value string) bool {
+	return strings.HasPrefix(value, "+") || slices.ContainsFunc(strings.Split(value, ","), func(pattern string) bool {
+		ok, err := path.Match(pattern, ssh.CertAlgoED25519v01)
+		return ok && err == nil
+	})
+}
+
 // splitOptions splits a line of authorized_keys into options and the rest.
 func splitOptions(line string) (options []string, key string) {
 	if keyType.MatchString(line) || line == "" || line[0] == '#' {
@@ -455,8 +545,8 @@ func splitOptions(line string) (options []string, key string) {
 	return nil, line
 }
 
-// matchList says whether keys of a type are among the algorithms. All RSA keys
-// are good for are signatures with SHA-2.
+// matchList reports whether keys of a type are among the algorithms. RSA keys sign with
+// SHA-2 only.
 func matchList(patterns []string, name string) bool {
 	if name == ssh.KeyAlgoRSA && matchList(patterns, ssh.KeyAlgoRSASHA256) {
 		return true

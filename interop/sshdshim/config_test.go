@@ -61,8 +61,7 @@ func TestForcedOptions(t *testing.T) {
 	}
 }
 
-// TestUnknownOption: no test of the suite may pass because the shim did not
-// hear what it asked for.
+// TestUnknownOption: no test of the suite may pass because the shim ignored its option.
 func TestUnknownOption(t *testing.T) {
 	_, err := translate(writeConfig(t, "ChannelTimeout session:*=1\n"), t.TempDir())
 	if err == nil || !strings.Contains(err.Error(), "channeltimeout") {

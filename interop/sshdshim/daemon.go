@@ -23,7 +23,7 @@ func daemonise(args []string, c call) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	site, err := translate(c, dir) // an error is best said here
+	site, err := translate(c, dir) // to report an error in the foreground
 	if err != nil {
 		return err
 	}
@@ -60,7 +60,7 @@ func lastLines(path string) []byte {
 
 // supervise runs a gateway until SIGTERM, and starts it anew at SIGHUP.
 func supervise(c call, log io.Writer) error {
-	// The gateway is to die with the thread that started it.
+	// Pdeathsig kills the gateway when the thread that started it ends.
 	runtime.LockOSThread()
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
@@ -98,7 +98,8 @@ func supervise(c call, log io.Writer) error {
 	}
 }
 
-// startGateway returns when the gateway listens. Its end is sent to exited.
+// startGateway returns when the gateway listens. The returned channel receives the
+// result of its exit.
 func startGateway(site site, dir string, log io.Writer) (*exec.Cmd, <-chan error, error) {
 	file := filepath.Join(dir, "gateway.yaml")
 	if err := os.WriteFile(file, site.yaml, 0o600); err != nil {

@@ -12,25 +12,21 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/sallyport-ssh/sallyport/internal/auth"
-	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/config"
-	"github.com/sallyport-ssh/sallyport/internal/gateway"
-	"github.com/sallyport-ssh/sallyport/internal/local"
-	"github.com/sallyport-ssh/sallyport/internal/wire"
+	"github.com/sallyport-ssh/sallyport/internal/daemon"
 )
 
-// serveStdio is a gateway of one connection. It exits with 255 if the client
-// was refused, as sshd -i does.
+// serveStdio serves one connection on standard input and output. It exits with status
+// 255 if the login was rejected, as sshd -i does.
 func serveStdio(c call, logTo io.Writer) error {
-	// The client may be gone at any time; that is no reason to die.
+	// The client may disconnect at any time; SIGPIPE must not end the process.
 	signal.Ignore(syscall.SIGPIPE)
 	dir, err := os.MkdirTemp(home, "inetd-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	// A client ends its ProxyCommand like this; dir is not to stay.
+	// A client ends its ProxyCommand with these signals; dir must be removed.
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP, syscall.SIGTERM)
 	go func() { // until the process ends
@@ -38,15 +34,7 @@ func serveStdio(c call, logTo io.Writer) error {
 		os.RemoveAll(dir)
 		os.Exit(255)
 	}()
-	site, err := translate(c, dir)
-	if err != nil {
-		return err
-	}
-	file := filepath.Join(dir, "gateway.yaml")
-	if err := os.WriteFile(file, site.yaml, 0o600); err != nil {
-		return err
-	}
-	cfg, err := config.Load(file)
+	cfg, err := load(c, dir)
 	if err != nil {
 		return err
 	}
@@ -56,59 +44,13 @@ func serveStdio(c call, logTo io.Writer) error {
 	}
 
 	refused := &refusals{Handler: slog.NewJSONHandler(logTo, nil), seen: new(atomic.Bool)}
-	log := slog.New(refused)
-	kinds := make(map[string]bastion.Profile)
-	for name, p := range cfg.Profiles {
-		kinds[name] = bastion.Profile{
-			Launcher: &local.Launcher{
-				Dir:       filepath.Join(cfg.StateDir, "bastions"),
-				Agent:     p.Local.Agent,
-				FleetKey:  cfg.FleetKey.PublicKey(),
-				Account:   p.Local.Account,
-				AcceptEnv: p.Local.AcceptEnv,
-				Log:       log,
-			},
-			Idle: p.Idle, MaxLife: p.MaxLife, StartTimeout: p.StartTimeout,
-		}
-	}
-	dialer := &bastion.Dialer{
-		Ledger:   &bastion.Memory{},
-		Profiles: kinds,
-		FleetKey: cfg.FleetKey,
-		WrapConn: func(nc net.Conn) net.Conn { return wire.New(nc) },
-		Log:      log,
-	}
 	ctx := context.Background()
-	if err := dialer.Adopt(ctx); err != nil {
+	gateway, err := daemon.New(ctx, cfg, io.Discard, slog.New(refused))
+	if err != nil {
 		return err
 	}
-	keys := &auth.Keys{
-		Dir:                     cfg.AuthorizedKeysDir,
-		TrustedUserCAKeys:       cfg.TrustedUserCAKeys,
-		AuthorizedPrincipalsDir: cfg.AuthorizedPrincipalsDir,
-		RevokedKeys:             cfg.RevokedKeys,
-		Command:                 cfg.AuthorizedKeysCommand,
-		CommandUser:             cfg.AuthorizedKeysCommandUser,
-		LookupTimeout:           cfg.AuthorizedKeysTimeout,
-		Log:                     log,
-	}
-	server := &gateway.Server{
-		HostKeys:            cfg.HostKeys,
-		Authorize:           keys.Authorize,
-		Dial:                dialer.Dial,
-		LoginGraceTime:      cfg.LoginGraceTime,
-		MaxAuthTries:        cfg.MaxAuthTries,
-		MaxSessions:         cfg.MaxSessions,
-		ClientAliveInterval: cfg.ClientAliveInterval,
-		ClientAliveCountMax: cfg.ClientAliveCountMax,
-		Ciphers:             cfg.Ciphers,
-		MACs:                cfg.MACs,
-		KexAlgorithms:       cfg.KexAlgorithms,
-		VersionAddendum:     cfg.VersionAddendum,
-		Banner:              cfg.Banner,
-		Log:                 log,
-	}
-	server.ServeConn(ctx, nc)
+	gateway.ServeConn(ctx, nc)
+	gateway.Close()
 	if refused.seen.Load() {
 		os.RemoveAll(dir)
 		os.Exit(255)
@@ -116,7 +58,21 @@ func serveStdio(c call, logTo io.Writer) error {
 	return nil
 }
 
-// refusals is a log that remembers whether a login was refused.
+// load returns the gateway's configuration for an sshd_config. Its files are in dir,
+// which must be this call's own.
+func load(c call, dir string) (*config.Gateway, error) {
+	site, err := translate(c, dir)
+	if err != nil {
+		return nil, err
+	}
+	file := filepath.Join(dir, "gateway.yaml")
+	if err := os.WriteFile(file, site.yaml, 0o600); err != nil {
+		return nil, err
+	}
+	return config.Load(file, nil)
+}
+
+// refusals is a log handler that detects the record of a rejected login.
 type refusals struct {
 	slog.Handler
 	seen *atomic.Bool

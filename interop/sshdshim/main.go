@@ -6,17 +6,18 @@
 //	sshd -i -f CONFIG              one connection, on standard input and output
 //	sshd -f CONFIG -E LOG [-D]     a daemon that writes PidFile when it listens
 //
-// For the first it is a gateway of one connection, in this process; for the
-// second it runs the real gateway program. Both share one state folder, so all
-// connections of a run share one bastion, started by whoever comes first. What
-// the suite asks of sshd about itself (-t, -T, -V) the real sshd answers.
+// In the first case it serves one connection in this process, in the second it runs
+// the gateway program. Both have the same parts, by package daemon, and share one state
+// folder, so all connections of a run share one bastion. Calls with -t and -V are
+// passed to the real sshd. For -T the shim prints the settings that the suite reads, as
+// the gateway has them.
 //
-// The options of the generated sshd_config are translated into a gateway's
-// configuration and into options of authorized_keys; see translate. One that
-// cannot be is an error: no test may pass because it was not heard.
+// The options of the suite's sshd_config are translated into a gateway's configuration
+// and into options of authorized_keys; see translators. An option without a
+// translation is an error: no test may pass because its option was ignored.
 //
-// The folder it works in is built in, since neither the environment nor the
-// path of the program is the same wherever the suite starts it:
+// The working folder is built in, because the suite starts the shim with different
+// environments and paths:
 //
 //	go build -ldflags "-X main.home=DIR"
 //
@@ -56,6 +57,12 @@ func main() {
 		err := syscall.Exec(realSSHD, append([]string{realSSHD}, args...), os.Environ())
 		fail(fmt.Errorf("%s: %w", realSSHD, err))
 	}
+	if call.printSettings {
+		if err := printSettings(os.Stdout, call); err != nil {
+			fail(err)
+		}
+		return
+	}
 	log := io.Writer(os.Stderr)
 	if call.log != "" {
 		file, err := os.OpenFile(call.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -85,12 +92,13 @@ func fail(err error) {
 
 // A call is sshd's command line.
 type call struct {
-	askSSHD    bool
-	inetd      bool
-	foreground bool
-	config     string
-	log        string
-	options    []string // of -o; they go before the file's
+	askSSHD       bool
+	printSettings bool
+	inetd         bool
+	foreground    bool
+	config        string
+	log           string
+	options       []string // of -o; they go before the file's
 }
 
 func parseCall(args []string) (call, error) {
@@ -108,8 +116,10 @@ func parseCall(args []string) (call, error) {
 			value = args[i]
 		}
 		switch flag {
-		case "-t", "-T", "-V", "-G":
+		case "-t", "-V", "-G":
 			c.askSSHD = true
+		case "-T":
+			c.printSettings = true
 		case "-C":
 		case "-i":
 			c.inetd = true
@@ -131,8 +141,8 @@ func parseCall(args []string) (call, error) {
 	return c, nil
 }
 
-// printOffers prints which algorithms of a kind, by its name for ssh -Q, both
-// the installed ssh and the gateway have.
+// printOffers prints the algorithms of a kind, by its name for ssh -Q, that both the
+// installed ssh and the gateway have.
 func printOffers(w io.Writer, kind string) error {
 	out, err := exec.Command("ssh", "-Q", kind).Output()
 	if err != nil {
@@ -143,5 +153,21 @@ func printOffers(w io.Writer, kind string) error {
 			fmt.Fprint(w, name)
 		}
 	}
+	return nil
+}
+
+// printSettings prints the gateway's settings as sshd -T does: rekeylimit, which
+// is all that the suite asks for in the scripts that are run.
+func printSettings(w io.Writer, c call) error {
+	dir, err := os.MkdirTemp(home, "settings-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	cfg, err := load(c, dir)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "rekeylimit %d %d\n", cfg.RekeyBytes, int(cfg.RekeyInterval.Seconds()))
 	return nil
 }
