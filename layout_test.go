@@ -12,35 +12,49 @@ import (
 
 const module = "github.com/sallyport-ssh/sallyport/"
 
-// mayImport says which packages of ours a package of ours may import. Imports
-// point one way: the commands know everything; the gateway knows whom it joins;
-// what can stand alone does.
+// mayImport lists the packages of this module that each of its packages may import.
+// Imports point one way, from the commands down.
 var mayImport = map[string][]string{
-	"cmd/gateway":       {"internal/audit", "internal/auth", "internal/bastion", "internal/become", "internal/config", "internal/console", "internal/fargate", "internal/gateway", "internal/identity", "internal/local", "internal/oplog", "internal/policy", "internal/record", "internal/wire"},
-	"cmd/bastion-agent": {"internal/agent", "internal/become", "internal/oplog", "internal/sshca"},
-	"internal/gateway":  {"internal/audit", "internal/auth", "internal/bastion", "internal/identity", "internal/policy", "internal/record", "internal/relay", "internal/wire"},
-	"internal/console":  {"internal/audit", "internal/bastion", "internal/gateway", "internal/identity"},
-	"internal/local":    {"internal/bastion"},
-	"internal/fargate":  {"internal/bastion"},
-	"internal/bastion":  {"internal/identity", "internal/sshca"},
-	"internal/agent":    {"internal/become", "internal/identity", "internal/policy", "internal/sshca", "internal/wire"},
-	"internal/relay":    {"internal/identity", "internal/policy"},
-	"internal/sshca":    {"internal/identity"},
-	"internal/auth":     {"internal/become", "internal/identity"},
-	"internal/become":   {},
-	"internal/policy":   {"internal/identity"},
-	"internal/identity": {}, // plain data
-	"internal/audit":    {},
-	"internal/record":   {},
-	"internal/config":   {"internal/identity", "internal/policy"},
-	"internal/oplog":    {},
-	"internal/wire":     {},
-	"internal/awsfake":  {}, // for tests only: nothing that is shipped imports it
-	"internal/sshtest":  {}, // for tests only: nothing that is shipped imports it
+	"cmd/gateway":        {"internal/api", "internal/auth", "internal/bastion", "internal/config", "internal/console", "internal/cost", "internal/daemon", "internal/dynamo", "internal/identity", "internal/manpage", "internal/oplog", "internal/policy", "internal/record", "internal/runas"},
+	"internal/daemon":    {"internal/api", "internal/audit", "internal/auth", "internal/bastion", "internal/config", "internal/console", "internal/dynamo", "internal/ecstask", "internal/fargate", "internal/gateway", "internal/identity", "internal/local", "internal/oplog", "internal/record", "internal/revoked", "internal/secrets", "internal/sshca"},
+	"cmd/bastion-agent":  {"internal/agent", "internal/manpage", "internal/oplog", "internal/runas", "internal/sftp", "internal/sshca", "internal/unixsock"},
+	"internal/gateway":   {"internal/audit", "internal/auth", "internal/bastion", "internal/identity", "internal/oplog", "internal/policy", "internal/record", "internal/relay", "internal/sshmsg", "internal/transfer", "internal/transport", "internal/userauth"},
+	"internal/api":       {"internal/audit", "internal/auth", "internal/bastion", "internal/console", "internal/gateway", "internal/identity", "internal/userauth"},
+	"internal/console":   {"internal/audit", "internal/auth", "internal/bastion", "internal/gateway", "internal/identity", "internal/mux", "internal/oplog", "internal/revoked", "internal/sshmsg"},
+	"internal/local":     {"internal/account", "internal/bastion", "internal/durable", "internal/sshca", "internal/unixsock"},
+	"internal/fargate":   {"internal/bastion", "internal/sshca"},
+	"internal/bastion":   {"internal/durable", "internal/identity", "internal/oplog", "internal/sshca", "internal/sshmsg", "internal/transport", "internal/unixsock", "internal/userauth"},
+	"internal/agent":     {"internal/account", "internal/identity", "internal/mux", "internal/oplog", "internal/policy", "internal/runas", "internal/sshca", "internal/sshmsg", "internal/transport", "internal/unixsock", "internal/userauth"},
+	"internal/relay":     {"internal/identity", "internal/oplog", "internal/policy", "internal/sshmsg"},
+	"internal/sshca":     {"internal/identity"},
+	"internal/auth":      {"internal/account", "internal/identity", "internal/policy", "internal/runas"},
+	"internal/runas":     {"internal/account"}, // sets an account's limits
+	"internal/account":   {},
+	"internal/policy":    {"internal/identity", "internal/sshmsg"},
+	"internal/identity":  {}, // plain data
+	"internal/audit":     {},
+	"internal/cost":      {"internal/audit"},
+	"internal/record":    {},
+	"internal/transfer":  {},
+	"internal/config":    {"internal/api", "internal/bastion", "internal/ecstask", "internal/fargate", "internal/gateway", "internal/identity", "internal/local", "internal/policy"}, // reads their settings
+	"internal/oplog":     {},
+	"internal/sftp":      {},
+	"internal/unixsock":  {},
+	"internal/durable":   {},
+	"internal/revoked":   {"internal/durable"},
+	"internal/sshmsg":    {},
+	"internal/transport": {},
+	"internal/userauth":  {"internal/sshmsg", "internal/transport"},
+	"internal/mux":       {"internal/sshmsg"},
+	"internal/dynamo":    {"internal/bastion"},
+	"internal/secrets":   {},
+	"internal/ecstask":   {},
+	"internal/awsfake":   {},                     // for tests only
+	"internal/sshtest":   {"internal/transport"}, // for tests only
+	"internal/manpage":   {},
 }
 
-// TestImports holds the tree against that table. Tools and tests may import
-// what they like.
+// TestImports compares the imports with mayImport, tests and tools excepted.
 func TestImports(t *testing.T) {
 	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", "./cmd/...", "./internal/...").Output()
 	if err != nil {

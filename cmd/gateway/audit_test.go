@@ -14,8 +14,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// schema is what docs/audit.md says: the fields of each event, and whether they
-// must be there.
+// schema reads docs/audit.md. It returns the fields of each event, and whether they are
+// required.
 func schema() (map[string]map[string]bool, error) {
 	doc, err := os.ReadFile("../../docs/audit.md")
 	if err != nil {
@@ -49,15 +49,15 @@ func schema() (map[string]map[string]bool, error) {
 //
 //	exec conn=1 command="exit 7" seconds=~\d
 //
-// What is told of one channel, and what is told of a connection but of none of
-// its channels, must be in the order of the file; the next connection may well
-// begin before the end of the last is told.
+// The events of one channel, and those of a connection without a channel, must be in
+// the order of the file; the next connection may begin before the last event of the
+// one before.
 //
-// Connections are numbered as they come. What begins with ~ is a regular
+// Connections are numbered in their order. A value that begins with ~ is a regular
 // expression. Events that belong to no connection are left out, unless "all" is
 // given. Beyond that every line of the log must be as docs/audit.md says. It
 // waits for events that are still to come.
-func (w *world) events(ts *testscript.TestScript, args []string) {
+func (env *scriptEnv) events(ts *testscript.TestScript, args []string) {
 	if len(args) < 1 {
 		ts.Fatalf("usage: events FILE [all]")
 	}
@@ -66,7 +66,7 @@ func (w *world) events(ts *testscript.TestScript, args []string) {
 	want := strings.Split(strings.TrimSpace(ts.ReadFile(args[0])), "\n")
 	all := len(args) > 1
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		log, err := os.ReadFile(w.path("audit.log"))
+		log, err := os.ReadFile(env.path("audit.log"))
 		ts.Check(err)
 		got, err := readEvents(log, known)
 		if err != nil {
@@ -155,7 +155,7 @@ func inTurn(e map[string]any, stages map[any]string) error {
 
 var wantField = regexp.MustCompile(`([a-z_]+)=("(?:[^"\\]|\\.)*"|\S*)`)
 
-// compare says what is wrong; "" if nothing is.
+// compare returns a description of the first difference, or "".
 func compare(got []map[string]any, want []string) string {
 	type stream struct{ conn, channel any }
 	taken := make([]bool, len(got))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -18,22 +19,21 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
-	"golang.org/x/crypto/ssh/agent"
 
 	"github.com/sallyport-ssh/sallyport/internal/config"
 )
 
 type demoCmd struct {
-	Listen string        `default:"127.0.0.1:2222" help:"Where to listen."`
-	State  string        `help:"Folder that keeps keys from run to run. (default ~/.local/state/sallyport/demo)"`
-	Idle   time.Duration `default:"15m" help:"How long your bastion stays after your last connection."`
+	Listen string        `default:"127.0.0.1:2222" help:"Address to listen on."`
+	State  string        `placeholder:"DIR" help:"Folder for keys and state, which the next run finds again (default ~/.local/state/sallyport/demo)."`
+	Idle   time.Duration `default:"15m" help:"How long your bastion runs after your last connection."`
 }
 
-// Run serves the person who runs it, and nobody else, with the keys she has.
+// Run serves the account that runs it, with a key made for it, and no other user.
 func (d *demoCmd) Run(ctx context.Context, s streams) error {
 	me, err := user.Current()
 	if err != nil {
-		return fmt.Errorf("finding out who you are: %w", err)
+		return fmt.Errorf("looking up your account: %w", err)
 	}
 	if d.State == "" {
 		state := os.Getenv("XDG_STATE_HOME")
@@ -62,10 +62,17 @@ func (d *demoCmd) Run(ctx context.Context, s streams) error {
 		return err
 	}
 	demo.explain(s.err)
+	log, err := os.OpenFile(demo.path("gateway.log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		ln.Close()
+		return err
+	}
+	defer log.Close()
+	s.err = demoLog{file: log, screen: s.err}
 
 	cfg := config.Defaults()
 	cfg.HostKeys = []ssh.Signer{demo.hostKey}
-	cfg.FleetKey = demo.fleetKey
+	cfg.FleetKeys = []ssh.Signer{demo.fleetKey}
 	cfg.AuthorizedKeysDir = demo.path("authorized_keys.d")
 	cfg.StateDir = demo.path("run")
 	cfg.Drain = 5 * time.Second
@@ -73,7 +80,7 @@ func (d *demoCmd) Run(ctx context.Context, s streams) error {
 	profile.Idle = d.Idle
 	profile.Local.Account = me.Username
 	cfg.Profiles["default"] = profile
-	return serve(ctx, cfg, []net.Listener{ln}, s)
+	return serve(ctx, "", cfg, &sockets{ssh: []socket{{TCPListener: ln.(*net.TCPListener)}}}, s)
 }
 
 // A demo is the state folder, made ready.
@@ -82,7 +89,17 @@ type demo struct {
 	user              string
 	hostKey, fleetKey ssh.Signer
 	port              int
-	ownKey            bool // none of the user's own keys was found
+}
+
+// A demoLog writes the gateway's log, one record in each call, to a file. Warnings
+// and errors also go to the screen; INFO would push the instructions off it.
+type demoLog struct{ file, screen io.Writer }
+
+func (l demoLog) Write(record []byte) (int, error) {
+	if !bytes.Contains(record, []byte(`"level":"INFO"`)) {
+		l.screen.Write(record) // an error must not keep it from the file
+	}
+	return l.file.Write(record)
 }
 
 func (d *demo) path(name string) string { return filepath.Join(d.dir, name) }
@@ -99,49 +116,11 @@ func prepareDemo(dir string, me *user.User) (*demo, error) {
 	if d.fleetKey, err = keepKey(d.path("fleet_key")); err != nil {
 		return nil, err
 	}
-	keys := publicKeys(filepath.Join(me.HomeDir, ".ssh"))
-	if len(keys) == 0 {
-		own, err := keepKey(d.path("demo_key"))
-		if err != nil {
-			return nil, err
-		}
-		d.ownKey = true
-		keys = []string{authorizedKey(own.PublicKey())}
+	key, err := keepKey(d.path("demo_key"))
+	if err != nil {
+		return nil, err
 	}
-	return d, writeFile(filepath.Join(d.path("authorized_keys.d"), me.Username), strings.Join(keys, ""))
-}
-
-// publicKeys returns the keys of the folder and of the running ssh-agent, a
-// line each. What is not a key is passed over: the folder is not ours.
-func publicKeys(dir string) []string {
-	var lines []string
-	seen := make(map[string]bool)
-	add := func(k ssh.PublicKey) {
-		if _, cert := k.(*ssh.Certificate); !cert && !seen[string(k.Marshal())] {
-			seen[string(k.Marshal())] = true
-			lines = append(lines, authorizedKey(k))
-		}
-	}
-	files, _ := filepath.Glob(filepath.Join(dir, "*.pub"))
-	for _, file := range files {
-		if data, err := os.ReadFile(file); err == nil {
-			if key, _, _, _, err := ssh.ParseAuthorizedKey(data); err == nil {
-				add(key)
-			}
-		}
-	}
-	if conn, err := net.Dial("unix", os.Getenv("SSH_AUTH_SOCK")); err == nil {
-		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(5 * time.Second))
-		if keys, err := agent.NewClient(conn).List(); err == nil {
-			for _, k := range keys {
-				if key, err := ssh.ParsePublicKey(k.Blob); err == nil {
-					add(key)
-				}
-			}
-		}
-	}
-	return lines
+	return d, writeFile(filepath.Join(d.path("authorized_keys.d"), me.Username), authorizedKey(key.PublicKey()))
 }
 
 // keepKey reads the private key at path, or makes one and keeps it there.
@@ -170,7 +149,7 @@ func keepKey(path string) (ssh.Signer, error) {
 	return signer, nil
 }
 
-// writeFile replaces a file as a whole, so that no run ever finds half of one.
+// writeFile replaces a file atomically.
 func writeFile(path, text string) error {
 	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
 	if err != nil {
@@ -187,9 +166,9 @@ func writeFile(path, text string) error {
 	return os.Rename(tmp.Name(), path)
 }
 
-// writeClientFiles writes a known_hosts and an ssh_config with which every
-// client of OpenSSH finds the gateway, without questions and without touching
-// the user's own files.
+// writeClientFiles writes a known_hosts and an ssh_config, with which OpenSSH's
+// clients connect to the gateway without questions and without changing the user's
+// own files.
 func (d *demo) writeClientFiles(addr *net.TCPAddr) error {
 	host := addr.IP.String()
 	if addr.IP.IsUnspecified() {
@@ -203,41 +182,39 @@ func (d *demo) writeClientFiles(addr *net.TCPAddr) error {
 	// "inside" is the same gateway under another name, for a jump from the
 	// bastion: ssh refuses to jump from a host to itself.
 	fmt.Fprintf(&b, "Host bastion inside\n  HostName %s\n  Port %d\n  User %s\n  UserKnownHostsFile %q\n", host, addr.Port, d.user, d.path("known_hosts"))
-	if d.ownKey {
-		fmt.Fprintf(&b, "  IdentityFile %q\n  IdentitiesOnly yes\n", d.path("demo_key"))
-	}
+	// Otherwise ssh would offer the keys of ~/.ssh and of an agent first, and reach
+	// max_auth_tries before this one.
+	fmt.Fprintf(&b, "  IdentityFile %q\n  IdentitiesOnly yes\n", d.path("demo_key"))
 	d.port = addr.Port
 	return writeFile(d.path("ssh_config"), b.String())
 }
 
-// explain prints what to try.
+// explain prints commands to try.
 func (d *demo) explain(w io.Writer) {
 	cfg, jump := d.path("ssh_config"), "-J bastion"
 	if strings.ContainsAny(cfg, " '\"\\$") {
 		cfg = "'" + strings.ReplaceAll(cfg, "'", `'\''`) + "'"
-		// ssh passes the path on to the ssh that -J starts without quotes.
+		// ssh passes the path without quotes to the ssh that -J starts.
 		jump = fmt.Sprintf(`-o ProxyCommand="ssh -F %s -W %%h:%%p bastion"`, cfg)
 	}
-	key := "your own SSH keys are authorised"
-	if d.ownKey {
-		key = "you had no SSH key, so one was made for this demo"
-	}
 	fmt.Fprintf(w, `
-Sallyport is listening; %s. In another terminal:
+Sallyport is listening. In another terminal:
 
   ssh -F %[2]s bastion
-      a shell in your bastion, which is started for it
+      a shell in your bastion, which this starts
   ssh -F %[2]s bastion hostname
-      one command; the bastion is there already
+      a command; the bastion is running now
   scp -F %[2]s /etc/hostname bastion:/tmp/copied-by-scp
       copies a file; sftp and rsync work the same way
   ssh -F %[2]s %[4]s inside
-      jumps through your bastion; any host that it reaches may stand for "inside"
+      jumps through your bastion; "inside" can be any host that it can reach
   ssh -F %[2]s -N -L 127.0.0.1:8022:127.0.0.1:%[3]d bastion
-      while it runs, port 8022 here is what port %[3]d is for your bastion
+      while it runs, forwards port 8022 here to port %[3]d of your bastion
 
-Your bastion ends a while after your last connection. Ctrl-C ends this gateway;
-the bastion stays, and the next demo finds it again.
+Your bastion ends some time after your last connection. Ctrl-C ends this gateway;
+the bastion keeps running, and the next demo finds it. Warnings are shown here; the
+complete log is in
+  %[1]s
 
-`, key, cfg, d.port, jump)
+`, d.path("gateway.log"), cfg, d.port, jump)
 }

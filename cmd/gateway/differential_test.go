@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -13,13 +14,36 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
 // TestDifferential does the same through a gateway and with OpenSSH's sshd, as
 // the same account of this machine, and wants the same bytes on both streams
 // and the same exit status.
 func TestDifferential(t *testing.T) {
-	w := newDifferential(t)
+	t.Parallel()
+	differentials(t, testDifferential)
+}
+
+// differentials runs a test with sessions of the account that runs it, and, as root,
+// with sessions of another account.
+func differentials(t *testing.T, test func(*testing.T, *differential)) {
+	t.Run("own account", func(t *testing.T) { test(t, newDifferential(t)) })
+	t.Run("another account", func(t *testing.T) {
+		a := sshtest.NewAccount(t)
+		w := newDifferentialOf(t, a.Name)
+		// ssh runs as root; the sessions have these folders for their files.
+		for _, dir := range w.folders() {
+			if err := os.Chown(dir, int(a.UID), int(a.GID)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		test(t, w)
+	})
+}
+
+func testDifferential(t *testing.T, w *differential) {
 	tests := []struct {
 		name    string
 		before  []string // options, before the host
@@ -27,7 +51,7 @@ func TestDifferential(t *testing.T) {
 		stdin   string
 		// person, if not empty, is for program pty, on whose terminal ssh runs then.
 		person string
-		// program is what is run in place of ssh -F CONFIG [before] HOST command; HOST
+		// program runs in place of ssh -F CONFIG [before] HOST command; HOST
 		// and CONFIG are replaced in it.
 		program string
 	}{
@@ -61,6 +85,8 @@ func TestDifferential(t *testing.T) {
 		{name: "open files of a terminal", before: []string{"-tt"}, command: "ls /proc/self/fd; ls -l /proc/$$/fd"},
 		{name: "kind of standard files", command: "for i in 0 1 2; do stat -L -c %F /proc/self/fd/$i; done"},
 		{name: "reopened standard files", command: "echo a >/dev/stdout; echo b >/dev/stderr; cat /dev/stdin", stdin: "c\n"},
+		{name: "reopened standard files of another program", command: "bash /dev/stdin A", stdin: "echo arg=$1; tee /dev/stderr </etc/hostname; install -m 600 /proc/self/fd/0 copy && rm copy\n"},
+		{name: "owner of standard files", command: "stat -L -c '%U %G %a' /dev/stdin /dev/stdout /dev/stderr"},
 		{name: "who", command: "id; cat /proc/self/status | grep -E 'Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp:'"},
 		{name: "signals", command: "grep -E 'Sig(Blk|Ign|Cgt)' /proc/self/status"},
 		{name: "session leader", command: `set -- $(ps -o pid=,pgid=,sid=,tpgid= -p $$); test $1 = $2 && test $2 = $3 && echo leads; echo $4`},
@@ -108,7 +134,7 @@ func TestDifferential(t *testing.T) {
 		{name: "subsystem that there is not", before: []string{"-s"}, command: "nothing"},
 		{name: "forward to a port that is closed", before: []string{"-W", "127.0.0.1:1"}},
 		{name: "forward to a name that is unknown", before: []string{"-W", "no-such-host.invalid:1"}},
-		{name: "output that is read late and in part", program: "ssh -F CONFIG HOST 'yes; echo $? >DIR.yes' | (sleep 1; head -n 2); until test -s DIR.yes; do sleep 0.1; done; cat DIR.yes"},
+		{name: "output that is read late and in part", program: "ssh -F CONFIG HOST 'yes; echo $? >DIR.tmp/yes' | (sleep 1; head -n 2); until test -s DIR.tmp/yes; do sleep 0.1; done; cat DIR.tmp/yes"},
 		{name: "client dies", program: leave("-T", 15)},
 		{name: "client with a terminal dies", program: leave("-tt", 200)},
 		{name: "sftp", program: "sftp -q -F CONFIG -b batch HOST:DIR"},
@@ -124,13 +150,13 @@ func TestDifferential(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			run := func(host string) string {
-				args := append([]string{"ssh", "-F", w.path("ssh_config")}, tt.before...)
+				args := append([]string{"ssh", "-F", w.env.path("ssh_config")}, tt.before...)
 				args = append(args, host)
 				if tt.command != "" || tt.name == "empty command" {
 					args = append(args, tt.command)
 				}
 				if tt.program != "" {
-					args = []string{"sh", "-c", strings.NewReplacer("CONFIG", w.path("ssh_config"), "HOST", host, "DIR", w.path(host)).Replace(tt.program)}
+					args = []string{"sh", "-c", strings.NewReplacer("CONFIG", w.env.path("ssh_config"), "HOST", host, "DIR", w.env.path(host)).Replace(tt.program)}
 				}
 				if tt.person != "" {
 					file := filepath.Join(t.TempDir(), "person")
@@ -163,11 +189,11 @@ func many(format string, n int) (args []string) {
 func leave(terminal string, tenths int) string {
 	return fmt.Sprintf(`ssh %[1]s -F CONFIG HOST 'nohup sleep 600 >/dev/null 2>&1 & a=$!
 		sleep 600 & b=$!
-		(trap "" HUP; exec sleep 600) & echo $a $b $! $$ >DIR.pids%[1]s.new
-		mv DIR.pids%[1]s.new DIR.pids%[1]s
+		(trap "" HUP; exec sleep 600) & echo $a $b $! $$ >DIR.tmp/pids%[1]s.new
+		mv DIR.tmp/pids%[1]s.new DIR.tmp/pids%[1]s
 		exec sleep 600' </dev/null >/dev/null 2>&1 & client=$!
-	until test -s DIR.pids%[1]s; do sleep 0.1; done
-	read a b c command <DIR.pids%[1]s
+	until test -s DIR.tmp/pids%[1]s; do sleep 0.1; done
+	read a b c command <DIR.tmp/pids%[1]s
 	for p in $a $b $c $command; do until test "$(ps -o comm= -p $p)" = sleep; do sleep 0.1; done; done
 	kill -9 $client
 	lives() { case $(ps -o stat= -p $1) in "" | Z*) false ;; esac; }
@@ -176,7 +202,7 @@ func leave(terminal string, tenths int) string {
 	for p in $a $b $c $command; do lives $p && echo lives && kill -9 $p || echo dead; done`, terminal, tenths)
 }
 
-// blurs takes out what is different from one run to the next.
+// blurs replaces output that differs from one run to the next.
 var blurs = []struct {
 	what *regexp.Regexp
 	with string
@@ -191,7 +217,7 @@ var blurs = []struct {
 	{regexp.MustCompile(`Allocated port \d+`), "Allocated port N"},
 	{regexp.MustCompile(`/tmp/ssh-[0-9A-Za-z]+/agent\.\d+`), "/tmp/ssh-XXXXXXXXXX/agent.N"},
 	{regexp.MustCompile(`(Connection to|Connection closed by) 127\.\d+\.\d+\.\d+`), "$1 HOST"},
-	// ls -l of what lives as long as the session.
+	// ls -l of files that exist during the session.
 	{regexp.MustCompile(`(?m)^([lrwxd-]{10} .*) \w{3} [ \d]\d \d\d:\d\d `), "$1 TIME "},
 	{regexp.MustCompile(`(?m)^total \d+`), "total N"},
 	// sshd's is about the account, ours about the bastion, which is new.
@@ -199,7 +225,7 @@ var blurs = []struct {
 }
 
 func blur(text string) string {
-	// Of much output only the end may need it: what ssh says in parting.
+	// Of much output only the end may need it: the last message of ssh.
 	from := max(0, len(text)-16<<10)
 	rest := text[from:]
 	for _, b := range blurs {
@@ -224,33 +250,43 @@ func difference(a, b string) string {
 	return fmt.Sprintf("%q, sshd: %q", a[from:min(len(a), n+80)], b[from:min(len(b), n+80)])
 }
 
-// A differential is a world with a private sshd in it, which ssh_config calls
-// "sshd".
+// A differential compares the gateway of env with a private sshd, which ssh_config
+// calls "sshd".
 type differential struct {
-	*world
+	env *scriptEnv
 }
 
+// newDifferential starts both, for the account of this process.
 func newDifferential(t *testing.T) *differential {
 	me, err := user.Current()
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &differential{&world{dir: t.TempDir(), loop: fmt.Sprintf("127.%d.%d.0", 1+os.Getpid()%200, 1+os.Getpid()/200%200)}}
+	return newDifferentialOf(t, me.Username)
+}
+
+func newDifferentialOf(t *testing.T, account string) *differential {
+	w := &differential{newScriptEnv(t.TempDir())}
 	check := func(err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	check(w.prepare(me.Username))
-	// Not what is tested here, but there are many at once.
-	w.settings["max_startups"] = "1000"
+	// The account reads keys there, and sessions write.
+	check(os.Chmod(filepath.Dir(w.env.dir), 0o755))
+	check(w.env.prepare(account))
+	// These limits are not under test, and there are many connections at once.
+	w.env.settings["max_startups"] = "1000"
+	w.env.settings["per_source_max_startups"] = "none"
+	// The comparisons may have to wait for other tests.
+	w.env.settings["default.idle"] = "1h"
 	// With SHLVL set bash does not read ~/.bashrc for a command, which may do
-	// anything on the machine of whoever runs this.
-	w.settings["default.local.accept_env"] = "[LANG, LC_*, SHLVL]"
-	check(w.writeConfig())
-	t.Cleanup(func() { w.end(t) })
-	check(w.startGateway())
+	// anything on the machine that runs this.
+	w.env.settings["default.local.accept_env"] = "[LANG, LC_*, SHLVL]"
+	check(w.env.writeConfig())
+	t.Cleanup(func() { w.env.end(t) })
+	check(w.env.startGateway())
 	check(w.startSSHD(t))
 
 	for name, text := range map[string]string{
@@ -259,27 +295,28 @@ func newDifferential(t *testing.T) *differential {
 	} {
 		text = strings.ReplaceAll(text, "df\n", "")
 		text = strings.ReplaceAll(text, "get copy back", "get copy /dev/null")
-		check(os.WriteFile(w.path(name), []byte(text), 0o600))
+		check(os.WriteFile(w.env.path(name), []byte(text), 0o600))
 	}
-	agent := exec.Command("ssh-agent", "-D", "-a", w.path("agent.sock"))
+	agent := exec.Command("ssh-agent", "-D", "-a", w.env.path("agent.sock"))
 	check(agent.Start())
 	t.Cleanup(func() { agent.Process.Kill(); agent.Wait() })
-	check(os.Mkdir(w.path("sshd"), 0o700))
-	check(os.Mkdir(w.path("gateway"), 0o700))
-	warm := w.run(t, []string{"ssh", "-F", w.path("ssh_config"), "gateway", "true"}, "")
+	for _, dir := range w.folders() {
+		check(os.Mkdir(dir, 0o700))
+	}
+	warm := w.run(t, []string{"ssh", "-F", w.env.path("ssh_config"), "gateway", "true"}, "")
 	if !strings.Contains(warm, "Starting your bastion") {
 		t.Fatalf("first login: %s", warm)
 	}
 	return w
 }
 
+// folders are those that sessions write to.
+func (w *differential) folders() []string {
+	return []string{w.env.path("sshd"), w.env.path("sshd.tmp"), w.env.path("gateway"), w.env.path("gateway.tmp")}
+}
+
 func (w *differential) startSSHD(t *testing.T) error {
-	if os.Geteuid() == 0 {
-		if err := os.MkdirAll("/run/sshd", 0o755); err != nil { // Debian's empty folder
-			return err
-		}
-	}
-	keys, err := os.ReadFile(w.path("id.pub"))
+	keys, err := os.ReadFile(w.env.path("id.pub"))
 	if err != nil {
 		return err
 	}
@@ -296,53 +333,31 @@ AcceptEnv LANG LC_* SHLVL
 X11Forwarding yes
 PrintLastLog no
 Subsystem sftp /usr/lib/openssh/sftp-server
-`, w.loop, w.path("host_key"), w.path("keys"))
-	hostKey, err := os.ReadFile(w.path("host_key.pub"))
+`, w.env.loop, w.env.path("host_key"), w.env.path("keys"))
+	hostKey, err := os.ReadFile(w.env.path("host_key.pub"))
 	if err != nil {
 		return err
 	}
-	known, err := os.ReadFile(w.path("known_hosts"))
+	known, err := os.ReadFile(w.env.path("known_hosts"))
 	if err != nil {
 		return err
 	}
-	client, err := os.ReadFile(w.path("ssh_config"))
+	client, err := os.ReadFile(w.env.path("ssh_config"))
 	if err != nil {
 		return err
 	}
-	client = append([]byte(fmt.Sprintf("Host sshd\n  HostName %s\n  Port 2022\n  User %s\n", w.loop, w.settings["default.local.account"])), client...)
+	client = append([]byte(fmt.Sprintf("Host sshd\n  HostName %s\n  Port 2022\n  User %s\n", w.env.loop, w.env.settings["default.local.account"])), client...)
 	client = append(client, "  SendEnv SHLVL\n"...)
 	if err := errors.Join(
-		os.WriteFile(w.path("keys"), keys, 0o600),
-		os.WriteFile(w.path("sshd_config"), []byte(config), 0o600),
-		os.WriteFile(w.path("known_hosts"), fmt.Appendf(known, "[%s]:2022 %s", w.loop, hostKey), 0o600),
-		os.WriteFile(w.path("ssh_config"), client, 0o600),
+		os.WriteFile(w.env.path("keys"), keys, 0o644),
+		os.WriteFile(w.env.path("sshd_config"), []byte(config), 0o600),
+		os.WriteFile(w.env.path("known_hosts"), fmt.Appendf(known, "[%s]:2022 %s", w.env.loop, hostKey), 0o600),
+		os.WriteFile(w.env.path("ssh_config"), client, 0o600),
 	); err != nil {
 		return err
 	}
-	// With the environment that the local launcher gives an agent, and its
-	// folder, since a session has what its server was started with.
-	// What runs the test may ignore signals, which sshd, unlike a Go program,
-	// would pass on.
-	cmd := exec.Command("env", "--default-signal", "/usr/sbin/sshd", "-D", "-e", "-f", w.path("sshd_config"))
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
-	cmd.Dir = "/"
-	var log bytes.Buffer
-	cmd.Stderr = &log
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-		if t.Failed() {
-			t.Logf("sshd's log:\n%s", log.String())
-		}
-	})
-	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(w.run(t, []string{"ssh", "-F", w.path("ssh_config"), "sshd", "echo works"}, ""), "works"); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			return errors.New("sshd does not answer")
-		}
-	}
+	// A session inherits sshd's environment and directory: they are those of an agent.
+	sshtest.StartSSHD(t, w.env.path("sshd_config"), net.JoinHostPort(w.env.loop, "2022"))
 	return nil
 }
 
@@ -352,9 +367,10 @@ func (w *differential) run(t *testing.T, args []string, stdin string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Dir = w.dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + w.dir, "TERM=xterm", "LANG=C.UTF-8", "LC_TIME=C", "SHLVL=1", "SSH_AUTH_SOCK=" + w.path("agent.sock")}
+	cmd.Dir = w.env.dir
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + w.env.dir, "TERM=xterm", "LANG=C.UTF-8", "LC_TIME=C", "SHLVL=1", "SSH_AUTH_SOCK=" + w.env.path("agent.sock")}
 	cmd.Stdin = strings.NewReader(stdin)
+	cmd.WaitDelay = 5 * time.Second // if it is killed, its children hold the pipes
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()

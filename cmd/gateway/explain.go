@@ -16,27 +16,27 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
 
-// A question is what "gateway check" is asked about somebody.
+// A question asks about the permissions of a user.
 type question struct {
-	As        string    `placeholder:"USER" help:"Say what the roles of this user permit. What her key does not permit, she may not do either."`
-	Principal []string  `placeholder:"NAME" help:"With --as: a principal of her certificate."`
-	From      string    `placeholder:"ADDRESS" help:"With --as: where she connects from."`
-	Profile   string    `placeholder:"NAME" help:"With --as: the kind of bastion (default default)."`
-	At        time.Time `placeholder:"TIME" help:"With --as: when, such as 2006-01-02T15:04:05Z (default now)."`
-	To        string    `placeholder:"HOST:PORT" help:"With --as: whether she may forward to it, with -L, -D or -J."`
+	As        string    `placeholder:"USER" help:"List what the roles of this user permit. Her key may permit less."`
+	Principal []string  `placeholder:"NAME" help:"With --as: a principal of her certificate; may be repeated."`
+	From      string    `placeholder:"ADDRESS" help:"With --as: the address that she connects from."`
+	Profile   string    `placeholder:"NAME" help:"With --as: the profile of the bastion (default \"default\")."`
+	At        time.Time `placeholder:"TIME" help:"With --as: the time, such as 2006-01-02T15:04:05Z (default now)."`
+	To        string    `placeholder:"HOST:PORT" help:"With --as: answer whether she may forward to this destination with -L, -D or -J."`
 }
 
-// errNo ends the command when the answer is no. The answer has been printed.
+// errNo is the result of the command if the answer, which has been printed, is no.
 var errNo = errors.New("not permitted")
 
-// answer says on out what the roles permit, and by which line of file. It
-// returns errNo if that is nothing.
+// answer prints the permissions of the roles to out, with the lines of the file that say
+// so. It returns errNo if they do not permit it.
 func (q question) answer(out io.Writer, file string, cfg *config.Gateway) error {
 	switch {
 	case q.As == "":
-		return errors.New("--from, --to, --principal, --profile and --at say more about the user of --as; name her")
+		return errors.New("--from, --to, --principal, --profile and --at need --as USER")
 	case strings.Contains(q.As, "+"):
-		return fmt.Errorf("--as: %q is not the name of a user; name the kind of bastion with --profile", q.As)
+		return fmt.Errorf("--as: %q is not the name of a user; select the profile with --profile", q.As)
 	}
 	q.Profile = cmp.Or(q.Profile, "default")
 	if _, ok := cfg.Profiles[q.Profile]; !ok {
@@ -71,7 +71,7 @@ func (q question) answer(out io.Writer, file string, cfg *config.Gateway) error 
 	p, roles, err := cfg.Roles.Decide(l)
 	if err != nil {
 		if errors.Is(err, policy.ErrFrom) && q.From == "" {
-			return no("%v (say where she connects from with --from)", err)
+			return no("%v (give the address that she connects from with --from)", err)
 		}
 		return no("%v", err)
 	}
@@ -79,7 +79,7 @@ func (q question) answer(out io.Writer, file string, cfg *config.Gateway) error 
 		return destination(out, file, p, roles, host, uint32(port), no)
 	}
 	if cfg.Roles == nil {
-		fmt.Fprintf(out, "yes: there are no roles in %s, so everybody with a key may do what that permits\n", file)
+		fmt.Fprintf(out, "yes: there are no roles in %s, so every user may do what her key permits\n", file)
 		return nil
 	}
 	fmt.Fprintf(out, "yes: %s has\n", q.As)
@@ -87,8 +87,7 @@ func (q question) answer(out io.Writer, file string, cfg *config.Gateway) error 
 		fmt.Fprintf(out, "  role %s (%s:%d)\n", r.Name, file, r.Line)
 	}
 	for _, line := range []struct {
-		what string
-		is   string
+		name, value string
 	}{
 		{"may", strings.Join(permitted(p), ", ")},
 		{"requires", requires(p)},
@@ -97,10 +96,10 @@ func (q question) answer(out io.Writer, file string, cfg *config.Gateway) error 
 		{"connections", limit(p.Limits.Connections)},
 		{"sessions", limit(p.Limits.Sessions)},
 		{"bastions", limit(p.Limits.Bastions)},
-		{"recorded", []string{"", "output", "input"}[max(p.Record, cfg.Profiles[q.Profile].Record)]},
+		{"recorded", recorded(p.Record | cfg.Profiles[q.Profile].Record)},
 	} {
-		if line.is != "" {
-			fmt.Fprintf(out, "  %s: %s\n", line.what, line.is)
+		if line.value != "" {
+			fmt.Fprintf(out, "  %s: %s\n", line.name, line.value)
 		}
 	}
 	if p.Admin {
@@ -109,12 +108,33 @@ func (q question) answer(out io.Writer, file string, cfg *config.Gateway) error 
 	return nil
 }
 
-// destination answers whether p, which is what roles permit, permits a forward.
+// recorded returns r in the words of the configuration.
+func recorded(r identity.Record) string {
+	var words []string
+	switch {
+	case r.Includes(identity.RecordInput):
+		words = append(words, "input")
+	case r.Includes(identity.RecordOutput):
+		words = append(words, "output")
+	}
+	if r.Includes(identity.RecordExec) {
+		words = append(words, "exec")
+	}
+	if r.Includes(identity.RecordTransfers) {
+		words = append(words, "transfers")
+	}
+	return strings.Join(words, ", ")
+}
+
+// destination answers whether roles, whose permissions p are, permit a forward.
 func destination(out io.Writer, file string, p identity.Permissions, roles []*policy.Role, host string, port uint32, no func(string, ...any) error) error {
 	if err := policy.MayOpen(p, host, port); err != nil {
 		var lines []string
 		for _, r := range roles {
 			lines = append(lines, fmt.Sprintf("%s:%d", file, r.Line))
+		}
+		if lines == nil {
+			return no("%v", err)
 		}
 		return no("%v (%s)", err, strings.Join(lines, ", "))
 	}
@@ -124,7 +144,7 @@ func destination(out io.Writer, file string, p identity.Permissions, roles []*po
 	}
 	_, err := netip.ParseAddr(host)
 	isName := err != nil
-	var unless, depends string // for want of an answer without conditions
+	var unless, depends string // answers with a condition
 	for _, r := range roles {
 		if !r.Permit.PortForwarding {
 			continue
@@ -134,13 +154,13 @@ func destination(out io.Writer, file string, p identity.Permissions, roles []*po
 			return nil
 		}
 		for _, d := range r.Destinations {
-			yes, maybe := d.MayHold(host, port)
+			yes, maybe := d.MayPermit(host, port)
 			switch {
 			case yes && !isName:
 				fmt.Fprintf(out, "yes: role %s permits %s (%s:%d)\n", r.Name, d, file, d.Line)
 				return nil
 			case yes && unless == "":
-				unless = fmt.Sprintf("yes, unless %s stands for a loopback, link-local or multicast address: role %s permits %s (%s:%d)", host, r.Name, d, file, d.Line)
+				unless = fmt.Sprintf("yes, unless %s stands for an address of the bastion itself, or a loopback, link-local or multicast address: role %s permits %s (%s:%d)", host, r.Name, d, file, d.Line)
 			case maybe && depends == "":
 				depends = fmt.Sprintf("yes, if the bastion finds that %s has an address that role %s permits: %s (%s:%d)", host, r.Name, d, file, d.Line)
 			}

@@ -17,41 +17,28 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/awsfake"
 )
 
-// notOnFargate are the scripts of testdata/script about what only the local
-// launcher has.
-var notOnFargate = map[string]string{
-	"accounts": "an image has one account for sessions; these are accounts of the gateway's machine",
-	"config":   "is about the agent's program, which is in the image",
-	"demo":     "gateway demo has the local launcher always",
-	"confined": "runs an agent of its own",
-	"noboot":   "reads the agent's last words, which go to the task's log; see failures in testdata/fargate",
+// onFargate are the scripts of testdata/script that run on Fargate, too: those about
+// the start, the settings and the end of bastions, which depend on the launcher, and
+// some about data and forwards, because the connection to a task is TCP and not a
+// Unix socket. The other scripts test client, gateway and agent, which are the same
+// with each launcher.
+var onFargate = []string{
+	"boot", "first", "join", "slowboot", "starts", "strangers", "names", "profiles",
+	"env", "listen", "channels", "reload", "rotatefleet",
+	"crash", "drain", "hangs", "idle", "lost", "maxlife", "successor", "handover", "leaks",
+	"exec", "streams", "forward", "jump",
 }
 
-// beforeBastions are the beginnings of the names of those about what happens, or
-// is written down, in the gateway, whatever the launcher.
-var beforeBastions = []string{"audit", "cert", "commands", "console", "keyscommand", "penalt", "proxy", "record", "revoke", "roles", "totp"}
-
-// TestScriptsOnFargate runs the scripts of testdata/script again, unchanged, with
-// the launcher fargate on an AWS account of the test's own. Each task in it is a
-// real bastion-agent at an address of its own.
+// TestScriptsOnFargate runs these scripts again, unchanged, with the launcher fargate
+// on an AWS account of the test's own. Each task in it is a real bastion-agent at an
+// address of its own.
 func TestScriptsOnFargate(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
-	all, err := filepath.Glob("testdata/script/*.txtar")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, script := range all {
-		name := filepath.Base(script)
-		if why, ok := notOnFargate[strings.TrimSuffix(name, ".txtar")]; ok {
-			t.Logf("left out: %s: %s", name, why)
-			continue
-		}
-		if slices.ContainsFunc(beforeBastions, func(begin string) bool { return strings.HasPrefix(name, begin) }) {
-			continue
-		}
-		text, err := os.ReadFile(script)
+	for _, name := range onFargate {
+		text, err := os.ReadFile("testdata/script/" + name + ".txtar")
 		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, name), text, 0o600)
+			err = os.WriteFile(filepath.Join(dir, name+".txtar"), text, 0o600)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -60,32 +47,44 @@ func TestScriptsOnFargate(t *testing.T) {
 	runScripts(t, dir, true)
 }
 
-// TestFargateScripts runs testdata/fargate, about what only that launcher has. The
-// scripts have these commands more:
+// TestFargateScripts runs testdata/fargate, the scripts for this launcher only. They
+// also have these commands:
 //
 //	fate FATE ARG    has launches fail: "failure REASON", "stopped STATE REASON", "noaddress", "fine"
 //	stoptasks CODE R stops all tasks from outside, as people, Spot and maintenance do
+//	nomemory         has all tasks run out of memory
+//	stoptime D       has the task definition say so as its stopTimeout, and to the agent
 //	deny ACTION      takes a permission from the gateway
 //	permit ACTION    gives it back
+//	define FAMILY U  registers a task definition that is tagged as the user's
+//	taskdefs ...     checks the owners of all tasks and their task definitions
 //	calls ACTION N   checks that there were so many calls; "_" counts all
+//	dynalite         starts a DynamoDB for the gateways that start from now on
+//	nodynalite       ends it, and its tables with it
 //	awsenv           has programs that the script runs use the account, too
-func TestFargateScripts(t *testing.T) { runScripts(t, "testdata/fargate", true) }
+//	fleet NAME ...   starts gateways that share a table; see fleet_test.go
+func TestFargateScripts(t *testing.T) {
+	t.Parallel()
+	runScripts(t, "testdata/fargate", true)
+}
 
-// A fargateWorld is the AWS account of one script.
-type fargateWorld struct {
+// A fakeAccount is the AWS account of one script.
+type fakeAccount struct {
 	cloud      *awsfake.Cloud
 	containers *awsfake.Processes
 	server     *httptest.Server
 	release    func() // of the network
+	dynamodb   string // the URL of dynalite; empty until it is started
+	stopTables func() // of dynalite; may be nil
 
 	mu   sync.Mutex
 	fate awsfake.Fate
 }
 
-func (w *world) toFargate() error {
-	f := &fargateWorld{containers: &awsfake.Processes{
+func (env *scriptEnv) toFargate() error {
+	f := &fakeAccount{containers: &awsfake.Processes{
 		Port: 2022,
-		Dir:  w.dir,
+		Dir:  env.dir,
 		Env:  []string{"PATH=" + bin + ":" + os.Getenv("PATH"), "GORACE=halt_on_error=1 exitcode=66"},
 	}}
 	f.cloud = awsfake.New(f.containers)
@@ -103,12 +102,12 @@ func (w *world) toFargate() error {
 		return f.fate
 	}
 	f.server = httptest.NewServer(f.cloud)
-	w.fargate = f
+	env.fargate = f
 	return nil
 }
 
 // settings turns those for the local launcher into those for Fargate.
-func (f *fargateWorld) settings(local map[string]string) map[string]string {
+func (f *fakeAccount) settings(local map[string]string) map[string]string {
 	out := map[string]string{}
 	program := filepath.Join(bin, "bastion-agent")
 	for name, value := range local {
@@ -147,9 +146,9 @@ func (f *fargateWorld) settings(local map[string]string) map[string]string {
 }
 
 // end waits for the tasks to end, of which the agents end now, and takes the
-// account down. No user may ever have had two live tasks, and what has no agent
-// must have been stopped by the gateway. A group stays for an hour after that.
-func (f *fargateWorld) end(report interface {
+// account down. No user may ever have had two live tasks, and the gateway must have
+// stopped tasks without an agent. A group stays for an hour after that.
+func (f *fakeAccount) end(report interface {
 	Log(...any)
 	FailNow()
 }) {
@@ -164,6 +163,9 @@ func (f *fargateWorld) end(report interface {
 	problems := append(f.cloud.Violations(), tasks()...)
 	f.cloud.Close()
 	f.server.Close()
+	if f.stopTables != nil {
+		f.stopTables()
+	}
 	f.release()
 	for _, p := range problems {
 		report.Log(p)
@@ -171,10 +173,10 @@ func (f *fargateWorld) end(report interface {
 	}
 }
 
-func fate(w *world, ts *testscript.TestScript, args []string) {
+func fate(env *scriptEnv, ts *testscript.TestScript, args []string) {
 	var fate awsfake.Fate
 	switch {
-	case w.fargate == nil:
+	case env.fargate == nil:
 		ts.Fatalf("this script is not on Fargate")
 	case len(args) == 2 && args[0] == "failure":
 		fate.Failure = args[1]
@@ -186,33 +188,64 @@ func fate(w *world, ts *testscript.TestScript, args []string) {
 	default:
 		ts.Fatalf("usage: fate failure REASON | stopped STATE REASON | noaddress | fine")
 	}
-	w.fargate.mu.Lock()
-	defer w.fargate.mu.Unlock()
-	w.fargate.fate = fate
+	env.fargate.mu.Lock()
+	defer env.fargate.mu.Unlock()
+	env.fargate.fate = fate
 }
 
-func stopTasks(w *world, ts *testscript.TestScript, args []string) {
+func stopTasks(env *scriptEnv, ts *testscript.TestScript, args []string) {
 	if len(args) != 2 {
 		ts.Fatalf("usage: stoptasks CODE REASON")
 	}
-	w.fargate.cloud.StopAll(args[0], args[1])
+	env.fargate.cloud.StopAll(args[0], args[1])
 }
 
-func deny(denied bool) func(*world, *testscript.TestScript, []string) {
-	return func(w *world, ts *testscript.TestScript, args []string) {
-		if len(args) != 1 {
-			ts.Fatalf("usage: deny ACTION or permit ACTION")
-		}
-		w.fargate.cloud.Deny(args[0], denied)
+func noMemory(env *scriptEnv, ts *testscript.TestScript, _ []string) {
+	for _, task := range env.fargate.cloud.Tasks() {
+		env.fargate.cloud.OutOfMemory(task.ARN)
 	}
 }
 
-func calls(w *world, ts *testscript.TestScript, args []string) {
+func stopTime(env *scriptEnv, ts *testscript.TestScript, args []string) {
+	timeout, err := time.ParseDuration(strings.Join(args, " "))
+	ts.Check(err)
+	env.fargate.cloud.Set(func() { env.fargate.cloud.StopTimeout = timeout })
+	env.fargate.containers.Env = append(env.fargate.containers.Env, "SALLYPORT_STOP_TIMEOUT="+timeout.String())
+}
+
+func deny(denied bool) func(*scriptEnv, *testscript.TestScript, []string) {
+	return func(env *scriptEnv, ts *testscript.TestScript, args []string) {
+		if len(args) != 1 {
+			ts.Fatalf("usage: deny ACTION or permit ACTION")
+		}
+		env.fargate.cloud.Deny(args[0], denied)
+	}
+}
+
+func define(env *scriptEnv, ts *testscript.TestScript, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: define FAMILY USER")
+	}
+	_, err := env.fargate.cloud.Define(args[0], "bastion", args[1])
+	ts.Check(err)
+}
+
+func taskDefs(env *scriptEnv, ts *testscript.TestScript, args []string) {
+	var got []string
+	for _, task := range env.fargate.cloud.Tasks() {
+		got = append(got, task.Owner+" "+task.Definition[strings.LastIndexByte(task.Definition, '/')+1:])
+	}
+	if want := strings.Join(args, " "); strings.Join(got, ", ") != want {
+		ts.Fatalf("got  %s\nwant %s", strings.Join(got, ", "), want)
+	}
+}
+
+func calls(env *scriptEnv, ts *testscript.TestScript, args []string) {
 	if len(args) != 2 {
 		ts.Fatalf("usage: calls ACTION N")
 	}
 	n := 0
-	for _, c := range w.fargate.cloud.Calls() {
+	for _, c := range env.fargate.cloud.Calls() {
 		if c.Action == args[0] || args[0] == "_" {
 			n++
 		}
@@ -222,8 +255,28 @@ func calls(w *world, ts *testscript.TestScript, args []string) {
 	}
 }
 
-func awsEnv(w *world, ts *testscript.TestScript, _ []string) {
-	for _, v := range awsfake.Environ(w.fargate.server.URL) {
+func startDynalite(env *scriptEnv, ts *testscript.TestScript, _ []string) {
+	var err error
+	env.fargate.dynamodb, env.fargate.stopTables, err = awsfake.StartDynalite()
+	ts.Check(err)
+}
+
+func stopDynalite(env *scriptEnv, _ *testscript.TestScript, _ []string) {
+	env.fargate.stopTables()
+	env.fargate.stopTables = nil
+}
+
+// environ returns the environment of programs that use the account.
+func (f *fakeAccount) environ() []string {
+	env := awsfake.Environ(f.server.URL)
+	if f.dynamodb != "" {
+		env = append(env, "AWS_ENDPOINT_URL_DYNAMODB="+f.dynamodb)
+	}
+	return env
+}
+
+func awsEnv(env *scriptEnv, ts *testscript.TestScript, _ []string) {
+	for _, v := range env.fargate.environ() {
 		name, value, _ := strings.Cut(v, "=")
 		ts.Setenv(name, value)
 	}

@@ -18,8 +18,8 @@ import (
 	"github.com/creack/pty"
 )
 
-// ptyMain is a person at a terminal: it runs a command on one, does what a file
-// says, prints all that the command printed, and exits as it did.
+// ptyMain plays a person at a terminal: it runs a command on one, executes the lines of a
+// file, prints the output of the command, and exits with its status.
 //
 //	pty [-size ROWSxCOLS] FILE COMMAND ...
 //
@@ -30,7 +30,7 @@ import (
 //	                and without return if there is nothing else
 //	press TEXT      types it without return
 //	size ROWS COLS  changes the size of the window
-//	hangup          does to the command what closing the terminal does
+//	hangup          sends SIGHUP to the command, as closing the terminal does
 func ptyMain() {
 	size := flag.String("size", "24x80", "")
 	flag.Parse()
@@ -46,7 +46,7 @@ type person struct {
 	command  *exec.Cmd
 	terminal *os.File
 
-	more   *sync.Cond // guards what follows, and says that there is more
+	more   *sync.Cond // guards the fields below, and signals more output
 	output []byte     // not yet matched
 	ended  bool
 }
@@ -149,7 +149,7 @@ func (p *person) expect(pattern string) error {
 	}
 }
 
-// keys returns what a keyboard sends.
+// keys returns the bytes that a terminal sends for text.
 func keys(text string) string {
 	if len(text) == 2 && text[0] == '^' {
 		return string(text[1] & 0x1f)

@@ -1,81 +1,69 @@
 package agent
 
 import (
-	"bufio"
-	"bytes"
+	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"os/user"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport-ssh/sallyport/internal/account"
 )
 
-// An Account is the local user that sessions run as.
-type Account struct {
-	Name     string
-	UID, GID uint32
-	// Groups are the supplementary groups.
-	Groups []uint32
-	Home   string
-	// Shell is the login shell; empty means /bin/sh.
-	Shell string
-}
+// An Account is the local account that sessions run as.
+type Account account.Account
 
-// LookupAccount finds a local account by name: in /etc/passwd, or else by
-// asking getent, which knows of directories too.
+// LookupAccount finds an account of this machine by name.
 func LookupAccount(name string) (Account, error) {
-	if name == "" || strings.ContainsAny(name, ":\n\x00") || name[0] == '-' {
-		return Account{}, fmt.Errorf("%q cannot be the name of an account", name)
-	}
-	passwd, err := os.ReadFile("/etc/passwd")
-	if err != nil && !os.IsNotExist(err) {
-		return Account{}, err
-	}
-	a, ok := findAccount(passwd, name)
-	if !ok {
-		out, _ := exec.Command("getent", "passwd", name).Output()
-		if a, ok = findAccount(out, name); !ok {
-			return Account{}, fmt.Errorf("there is no account %q on this machine", name)
-		}
-	}
-	u := user.User{Username: a.Name, Uid: strconv.Itoa(int(a.UID)), Gid: strconv.Itoa(int(a.GID))}
-	gids, err := u.GroupIds()
-	if err != nil {
-		return Account{}, fmt.Errorf("looking up the groups of account %s: %w", name, err)
-	}
-	for _, s := range gids {
-		gid, err := strconv.ParseUint(s, 10, 32)
+	a, err := account.Lookup(name)
+	return Account(a), err
+}
+
+// LookupGroups returns the ids of groups of this machine.
+func LookupGroups(names []string) ([]uint32, error) {
+	var ids []uint32
+	for _, name := range names {
+		gid, err := account.LookupGroup(name)
 		if err != nil {
-			return Account{}, fmt.Errorf("looking up the groups of account %s: %w", name, err)
+			return nil, err
 		}
-		a.Groups = append(a.Groups, uint32(gid))
+		ids = append(ids, gid)
 	}
-	return a, nil
+	return ids, nil
 }
 
-// findAccount finds name in the lines of a passwd(5) file.
-func findAccount(passwd []byte, name string) (Account, bool) {
-	for lines := bufio.NewScanner(bytes.NewReader(passwd)); lines.Scan(); {
-		f := strings.Split(lines.Text(), ":")
-		if len(f) != 7 || f[0] != name {
-			continue
-		}
-		uid, err1 := strconv.ParseUint(f[2], 10, 32)
-		gid, err2 := strconv.ParseUint(f[3], 10, 32)
-		if err1 != nil || err2 != nil {
-			continue
-		}
-		return Account{Name: name, UID: uint32(uid), GID: uint32(gid), Home: f[5], Shell: f[6]}, true
-	}
-	return Account{}, false
+// A Login is the state of an account at a login.
+type Login struct {
+	Account Account
+	Limits  account.Limits // of each process
 }
 
+// LookupLogin returns the current groups, shell and limits of an account. The error is an
+// [*account.DeniedError] if the account may not log in, does not exist any more, or has
+// another user id. problems are the lines of limits.conf(5) that were ignored.
+func LookupLogin(a Account, now time.Time) (l Login, problems []string, err error) {
+	current, err := account.Lookup(a.Name)
+	if errors.Is(err, account.ErrUnknown) || err == nil && current.UID != a.UID {
+		// The files and processes of the bastion belong to a.UID.
+		return Login{}, nil, &account.DeniedError{Text: "Your account does not exist any more. Please contact your system administrator.\n",
+			Err: fmt.Errorf("account %s with uid %d does not exist any more", a.Name, a.UID)}
+	}
+	if err == nil {
+		err = current.MayLogin(now)
+	}
+	if err == nil {
+		l.Limits, problems, err = current.Limits()
+	}
+	l.Account = Account(current)
+	return l, problems, err
+}
+
+// shell returns the path of the login shell.
 func (a Account) shell() string {
 	if a.Shell == "" {
 		return "/bin/sh"
@@ -83,10 +71,10 @@ func (a Account) shell() string {
 	return a.Shell
 }
 
-// check says whether this process can run things as the account.
+// check returns an error if this process cannot run programs as the account.
 func (a Account) check() error {
 	if euid := os.Geteuid(); euid != 0 && uint32(euid) != a.UID {
-		return fmt.Errorf("only root can run sessions as another account: this is uid %d, %s is %d", euid, a.Name, a.UID)
+		return fmt.Errorf("only root can run sessions as another account: this process has uid %d, and %s has %d", euid, a.Name, a.UID)
 	}
 	if a.Home == "" || !strings.HasPrefix(a.Home, "/") {
 		return fmt.Errorf("account %s has no absolute home directory", a.Name)
@@ -94,34 +82,24 @@ func (a Account) check() error {
 	return nil
 }
 
-// credential is what a child process needs to become the account; nil if this
-// process is it already, and could not set it.
-func (a Account) credential() *syscall.Credential {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	return &syscall.Credential{Uid: a.UID, Gid: a.GID, Groups: a.Groups}
-}
-
-// do runs f with the rights of the account: files it makes belong to the
-// account, files the account may not touch cannot be touched, and sockets it
-// connects carry the account's credentials (SO_PEERCRED). f must not hand work
-// to other goroutines.
+// impersonate runs f with the rights of the account: files that f creates belong to the
+// account, access is checked against it, and sockets that f connects have its credentials
+// (SO_PEERCRED). f must not start goroutines that need the rights.
 //
-// Linux keeps credentials by thread, and package syscall's Setuid deliberately
-// changes them all; so this makes the system calls itself, on a thread that ends
-// with the goroutine. The real and saved user id stay root's, or the user could
-// signal the thread, and with it this process. The umask stays the process's:
-// one of the thread's own would need unshare(2), which many containers forbid.
-func (a Account) do(f func() error) error {
+// Credentials belong to a thread in Linux. syscall.Setuid changes those of all threads, so
+// impersonate makes the system calls itself, on a thread that ends with its goroutine. The
+// real and saved user ids stay root's, because otherwise the user could send signals to
+// the thread, and so to this process. The umask is that of the process: a thread can have
+// its own only after unshare(2), which many containers forbid.
+func (a Account) impersonate(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlock: the thread is of no more use
+		runtime.LockOSThread() // without unlock: the thread ends with the goroutine
 		if unix.Gettid() == unix.Getpid() {
-			// But this one cannot end, and by it the process is told whose
-			// it is, in /proc and by ps(1). While it waits, it is not taken again.
+			// The main thread cannot end, and /proc and ps(1) show its user as that
+			// of the process. Use another thread: this one is busy until it is done.
 			defer runtime.UnlockOSThread()
-			done <- a.do(f)
+			done <- a.impersonate(f)
 			return
 		}
 		var err error
@@ -131,40 +109,56 @@ func (a Account) do(f func() error) error {
 			}
 			done <- err
 		}()
-		if err = a.assume(); err == nil {
+		if err = a.assumeInThread(); err == nil {
 			err = f()
 		}
 	}()
 	return <-done
 }
 
-// makeSocket puts in the place of a socket that is neither bound nor connected
-// yet one that the account has made. Firewall rules by user (iptables' owner,
-// nftables' skuid) go by who made a socket, which in package net may be any
-// goroutine. Options set before are lost; it is for the Control of a net.Dialer,
-// which by then has set none that matters to TCP.
-func (a Account) makeSocket(raw syscall.RawConn) error {
+// pipe creates a pipe for a process of the account; its ends block. The account owns the
+// pipe, so that the process can open /dev/stdin, /dev/stdout and /dev/stderr.
+func (a Account) pipe() (fds [2]int, err error) {
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return fds, os.NewSyscallError("pipe2", err)
+	}
+	if os.Geteuid() == 0 {
+		if err := unix.Fchown(fds[0], int(a.UID), int(a.GID)); err != nil { // both ends
+			unix.Close(fds[0])
+			unix.Close(fds[1])
+			return fds, os.NewSyscallError("fchown", err)
+		}
+	}
+	return fds, nil
+}
+
+// replaceSocket replaces a new socket with one that the account has created. Firewall rules
+// by user (iptables' owner, nftables' skuid) match the creator of a socket, and package net
+// creates sockets on any thread. It is for the Control function of a net.Dialer. Options of
+// the old socket are lost; at that point the dialer has set none that matters to TCP.
+func (a Account) replaceSocket(raw syscall.RawConn) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	return a.do(func() error {
+	return a.impersonate(func() error {
 		var err error
-		if ctlErr := raw.Control(func(fd uintptr) { err = remakeSocket(int(fd)) }); ctlErr != nil {
+		if ctlErr := raw.Control(func(fd uintptr) { err = newSocketAt(int(fd)) }); ctlErr != nil {
 			return ctlErr
 		}
 		return err
 	})
 }
 
-func remakeSocket(fd int) error {
-	var is [3]int
+// newSocketAt replaces the socket with descriptor fd with a new one of the same type.
+func newSocketAt(fd int) error {
+	var props [3]int
 	for i, option := range []int{unix.SO_DOMAIN, unix.SO_TYPE, unix.SO_PROTOCOL} {
 		var err error
-		if is[i], err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, option); err != nil {
+		if props[i], err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, option); err != nil {
 			return os.NewSyscallError("getsockopt", err)
 		}
 	}
-	sock, err := unix.Socket(is[0], is[1]|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, is[2])
+	sock, err := unix.Socket(props[0], props[1]|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, props[2])
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
@@ -172,8 +166,8 @@ func remakeSocket(fd int) error {
 	return os.NewSyscallError("dup3", unix.Dup3(sock, fd, unix.O_CLOEXEC))
 }
 
-// assume gives the calling thread the rights of the account.
-func (a Account) assume() error {
+// assumeInThread gives the calling thread the rights of the account.
+func (a Account) assumeInThread() error {
 	if os.Geteuid() != 0 {
 		return nil
 	}

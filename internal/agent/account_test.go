@@ -1,77 +1,61 @@
 package agent
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
-func TestFindAccount(t *testing.T) {
-	const passwd = "root:x:0:0:root:/root:/bin/bash\nbad:x:a:0::/:\nshort:x:1\nalice:x:1000:1001:Alice,,,:/home/alice:/bin/zsh\n"
-	got, ok := findAccount([]byte(passwd), "alice")
-	if want := (Account{Name: "alice", UID: 1000, GID: 1001, Home: "/home/alice", Shell: "/bin/zsh"}); !ok || fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
-	for _, name := range []string{"", "bad", "short", "x", "nobody:"} {
-		if a, ok := findAccount([]byte(passwd), name); ok {
-			t.Errorf("%q: %v", name, a)
-		}
-		if a, err := LookupAccount("no-such-" + name); err == nil {
-			t.Errorf("LookupAccount: %v", a)
-		}
-	}
-	if a, err := LookupAccount("root"); err != nil || a.UID != 0 || a.Home == "" {
-		t.Errorf("root: %v, %v", a, err)
-	}
-}
-
-// TestOtherAccount holds that an agent that runs as root does nothing for its
-// user as root. As another user there is nothing to hold, except that the agent
-// refuses to run for somebody else.
+// TestOtherAccount checks that an agent that runs as root does nothing as root for its user.
+// An agent of another user must refuse to run as a third one.
 func TestOtherAccount(t *testing.T) {
-	games, err := LookupAccount("games") // Debian's base-passwd has it
-	if err != nil {
-		t.Fatal(err)
-	}
-	games.Shell = "/bin/bash"
 	if os.Getuid() != 0 {
-		if err := games.check(); err == nil {
-			t.Error("an agent of another user would serve games")
+		other := Account{Name: "other", UID: uint32(os.Getuid()) + 1, Home: "/"}
+		if err := other.check(); err == nil {
+			t.Error("check accepts the account of another user")
 		}
 		return
+	}
+	added := sshtest.NewAccount(t)
+	other, err := LookupAccount(added.Name)
+	if err != nil {
+		t.Fatal(err)
 	}
 	dir, err := os.MkdirTemp("/tmp", "agent-test-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	games.Home = filepath.Join(dir, "home")
-	for _, d := range []string{dir, games.Home} {
+	other.Home = filepath.Join(dir, "home")
+	for _, d := range []string{dir, other.Home} {
 		os.MkdirAll(d, 0o755)
 		os.Chmod(d, 0o755)
 	}
-	os.Chown(games.Home, int(games.UID), int(games.GID))
+	os.Chown(other.Home, int(other.UID), int(other.GID))
 	secret := filepath.Join(dir, "secret")
 	l := listen(t, "unix", secret)
 	defer l.Close()
 	os.Chmod(secret, 0o700)
 
-	b := start(t, func(s *Server) { s.Account = games })
+	b := start(t, func(s *Server) { s.Account = other })
 	c := b.dial(alice())
-	ids := fmt.Sprintf("%d %d %d\n", games.UID, games.GID, games.GID)
+	ids := fmt.Sprintf("%d %d %d\n", other.UID, other.GID, other.GID)
 	if got := output(t, c, `echo $(id -u) $(id -g) $(id -G)`); got != ids {
 		t.Errorf("a session has ids %q, want %q", got, ids)
 	}
@@ -80,12 +64,11 @@ func TestOtherAccount(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.RequestPty("vt100", 24, 80, ssh.TerminalModes{ssh.ONLCR: 0})
-	if out, err := s.Output(`stat -c '%U %G %a' $(tty); id -u; ls -l /proc/self/fd | grep -cE 'socket|anon_inode|ptmx'; ls /root 2>&1 >/dev/null | wc -l`); err != nil || string(out) != "games tty 620\n5\n0\n1\n" {
+	if out, err := s.Output(`stat -c '%U %G %a' $(tty); id -u; ls -l /proc/self/fd | grep -cE 'socket|anon_inode|ptmx'; ls /root 2>&1 >/dev/null | wc -l`); err != nil || string(out) != fmt.Sprintf("%s tty 620\n%d\n0\n1\n", other.Name, other.UID) {
 		t.Errorf("with a terminal: %q, %v", out, err)
 	}
 
-	// Files that the agent makes are the user's, those it cannot reach stay
-	// out of reach, and who connects is the user too.
+	// Files are created and accessed as the user, and connections have her credentials.
 	if _, err := c.Dial("unix", secret); err == nil || !strings.Contains(err.Error(), "Permission denied") {
 		t.Errorf("connecting to root's socket: %v", err)
 	}
@@ -103,7 +86,7 @@ func TestOtherAccount(t *testing.T) {
 		t.Fatal("not listening in the home directory")
 	}
 	var st unix.Stat_t
-	if err := unix.Stat(games.Home+"/sock", &st); err != nil || st.Uid != games.UID || st.Gid != games.GID || st.Mode&0o777 != 0o600 {
+	if err := unix.Stat(other.Home+"/sock", &st); err != nil || st.Uid != other.UID || st.Gid != other.GID || st.Mode&0o777 != 0o600 {
 		t.Errorf("socket: uid %d gid %d mode %o, %v", st.Uid, st.Gid, st.Mode, err)
 	}
 	if ok, _, _ := c.SendRequest("tcpip-forward", true, ssh.Marshal(tcpAddr{"localhost", 80})); ok {
@@ -126,12 +109,12 @@ func TestOtherAccount(t *testing.T) {
 	raw, _ := accepted.(*net.UnixConn).SyscallConn()
 	raw.Control(func(fd uintptr) {
 		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-		if err != nil || cred.Uid != games.UID || cred.Gid != games.GID {
+		if err != nil || cred.Uid != other.UID || cred.Gid != other.GID {
 			t.Errorf("the peer is %+v, %v", cred, err)
 		}
 	})
 
-	// So are the sockets of TCP forwards, those that listen too.
+	// TCP sockets, listening or not, belong to the user.
 	web := listen(t, "tcp", "127.0.0.1:0")
 	defer web.Close()
 	to, err := c.Dial("tcp", web.Addr().String())
@@ -144,49 +127,41 @@ func TestOtherAccount(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer came.Close()
-	if got := socketUID(t, addrPort(came.RemoteAddr())); got != games.UID {
-		t.Errorf("a forward is made by user %d", got)
+	if got := socketUID(t, identity.AddrPort(came.RemoteAddr())); got != other.UID {
+		t.Errorf("the socket of a forward belongs to user %d", got)
 	}
 	remote, err := c.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer remote.Close()
-	if got := socketUID(t, addrPort(remote.Addr())); got != games.UID {
-		t.Errorf("user %d listens for a remote forward", got)
+	if got := socketUID(t, identity.AddrPort(remote.Addr())); got != other.UID {
+		t.Errorf("the listener of a remote forward belongs to user %d", got)
 	}
 	if os.Geteuid() != 0 {
-		t.Error("the agent itself is not root any more")
+		t.Error("the process is not root any more")
 	}
 }
 
-// socketUID says who made the TCP socket with a local address, as the kernel's
-// table has it (proc_pid_net(5)).
+// socketUID returns the user id that owns the TCP socket with a local address.
 func socketUID(t *testing.T, local netip.AddrPort) uint32 {
-	table, err := os.ReadFile("/proc/net/tcp")
-	if err != nil {
-		t.Fatal(err)
+	t.Helper()
+	// Connections in TIME_WAIT have no owner.
+	out, err := exec.Command("ss", "-Htane", "exclude", "time-wait", "src", local.String()).Output()
+	if err != nil || len(out) == 0 {
+		t.Fatalf("no socket at %s: %v", local, err)
 	}
-	ip := local.Addr().As4()
-	want := fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(ip[:]), local.Port())
-	for line := range strings.Lines(string(table)) {
-		if f := strings.Fields(line); len(f) > 7 && f[1] == want {
-			uid, err := strconv.ParseUint(f[7], 10, 32)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return uint32(uid)
-		}
-	}
-	t.Fatalf("no socket at %s (%s) in\n%s", local, want, table)
-	return 0
+	_, text, _ := strings.Cut(string(out), " uid:") // which ss leaves out for root
+	var uid uint32
+	fmt.Sscan(text, &uid)
+	return uid
 }
 
-// TestBecome: a program that is started as another account gets what it was given,
-// byte for byte, and nothing of root's; one that cannot be started is told of.
-func TestBecome(t *testing.T) {
+// TestStartAs starts a program as another account. It must get the given arguments and
+// environment, byte for byte, and none of root's rights; start must return errors.
+func TestStartAs(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("only root can start programs as somebody else")
+		t.Skip("needs root")
 	}
 	games := Account{UID: 5, GID: 60, Groups: []uint32{60, 5}}
 	r, w, err := os.Pipe()
@@ -196,23 +171,23 @@ func TestBecome(t *testing.T) {
 	defer r.Close()
 	defer w.Close()
 	start := func(path, dir string) (*process, error) {
-		return games.start(command{
+		return Login{Account: games}.start(command{
 			path: path,
 			argv: []string{"-name", "-c", `pwd; echo $(id -ru) $(id -rg) $(id -G); grep CapPrm /proc/self/status
 				test ! -e /proc/$$/fd/3 -a ! -e /proc/$$/fd/4 || echo descriptors; env | grep -v -e ^PATH= -e ^PWD= -e ^OLDPWD= -e ^SHLVL= -e ^_=; printf "%s" "$0"`, "\xff\n\""},
 			env: []string{"A=\xfe b", "EMPTY="}, dir: dir, files: [3]*os.File{r, w, w},
 		})
 	}
-	for what, tt := range map[string]struct {
+	for name, tt := range map[string]struct {
 		path, dir string
 		want      error
 	}{
-		"no such program":   {"/no/such", "/", syscall.ENOENT},
-		"not a program":     {"/etc/passwd", "/", syscall.EACCES},
-		"a folder of roots": {"/bin/sh", "/root", syscall.EACCES},
+		"no such program":     {"/no/such", "/", syscall.ENOENT},
+		"not a program":       {"/etc/passwd", "/", syscall.EACCES},
+		"a directory of root": {"/bin/sh", "/root", syscall.EACCES},
 	} {
 		if _, err := start(tt.path, tt.dir); err != tt.want {
-			t.Errorf("%s: %v, want %v", what, err, tt.want)
+			t.Errorf("%s: %v, want %v", name, err, tt.want)
 		}
 	}
 	p, err := start("/bin/sh", "/tmp")
@@ -220,7 +195,7 @@ func TestBecome(t *testing.T) {
 		t.Fatal(err)
 	}
 	if status := p.wait(); status.ExitStatus() != 0 {
-		t.Errorf("it ended with %v", status)
+		t.Errorf("the program ended with %v", status)
 	}
 	w.Close()
 	out, err := io.ReadAll(r)
@@ -230,11 +205,11 @@ func TestBecome(t *testing.T) {
 	}
 }
 
-// TestProcessStaysRoots: whatever is done as the account, the process, which is
-// what its main thread is, has root's ids.
-func TestProcessStaysRoots(t *testing.T) {
+// TestImpersonate checks that impersonate does not change the ids of the main thread, which
+// are those of the process.
+func TestImpersonate(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("only root can do things as somebody else")
+		t.Skip("needs root")
 	}
 	ids := func() string {
 		status, err := os.ReadFile("/proc/self/status")
@@ -251,9 +226,9 @@ func TestProcessStaysRoots(t *testing.T) {
 		var all sync.WaitGroup
 		for range 20 {
 			all.Go(func() {
-				err := games.do(func() error {
+				err := games.impersonate(func() error {
 					if os.Geteuid() != 5 {
-						return errors.New("not the account")
+						return errors.New("not as the account")
 					}
 					return nil
 				})
@@ -264,16 +239,17 @@ func TestProcessStaysRoots(t *testing.T) {
 		}
 		all.Wait()
 		if got := ids(); got != before {
-			t.Fatalf("the process has the ids%s, and had%s", got, before)
+			t.Fatalf("the process has the ids%s, want%s", got, before)
 		}
 	}
 }
 
-// TestAgentOfAnother: a forwarded agent answers nobody but the user and root,
-// even if she has opened its socket to everybody.
-func TestAgentOfAnother(t *testing.T) {
+// TestAgentOtherAccount connects to a forwarded agent as another account, after the user has
+// made the socket accessible to all. Only the user and root may be answered.
+func TestAgentOtherAccount(t *testing.T) {
+	t.Parallel()
 	if os.Getuid() != 0 {
-		t.Skip("only root can connect as somebody else")
+		t.Skip("needs root")
 	}
 	b := start(t, nil)
 	c := b.dial(alice())
@@ -302,54 +278,113 @@ func TestAgentOfAnother(t *testing.T) {
 		want    string
 	}{{Account{}, "hello"}, {Account{UID: 5, GID: 60}, ""}} {
 		var conn net.Conn
-		if err := tt.account.do(func() (err error) { conn, err = net.Dial("unix", string(out)); return err }); err != nil {
+		if err := tt.account.impersonate(func() (err error) { conn, err = net.Dial("unix", string(out)); return err }); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := io.ReadAll(conn); string(got) != tt.want || err != nil {
-			t.Errorf("user %d was told %q, %v; want %q", tt.account.UID, got, err, tt.want)
+			t.Errorf("user %d received %q, %v; want %q", tt.account.UID, got, err, tt.want)
 		}
 		conn.Close()
 	}
 }
 
-// TestReapOrphans runs a child that leaves an orphan to this process, as it
-// would to process 1.
-func TestReapOrphans(t *testing.T) {
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+// TestNologin creates /etc/nologin. Sessions of all accounts but root must show it and end,
+// and all other requests must fail.
+func TestNologin(t *testing.T) {
+	added := sshtest.NewAccount(t)
+	if err := os.WriteFile("/etc/nologin", []byte("Back at noon.\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-	b := start(t, nil)
-	c := b.dial(alice())
-	var orphan int
-	fmt.Sscan(output(t, c, "setsid sh -c 'exit 0' >/dev/null 2>&1 & echo $!"), &orphan)
-	eventually(t, "orphan reaped", func() bool {
-		if err := reapOrphans(); err != nil {
+	defer os.Remove("/etc/nologin")
+	for _, name := range []string{added.Name, "root"} {
+		a, err := LookupAccount(name)
+		if err != nil {
 			t.Fatal(err)
 		}
-		return unix.Kill(orphan, 0) == unix.ESRCH
+		b := start(t, func(s *Server) {
+			s.Account = a
+			s.LookupLogin = func() (Login, error) {
+				login, _, err := LookupLogin(a, time.Now())
+				return login, err
+			}
+		})
+		stdout, stderr, code := run(t, "", "ssh", "-F", b.sshConfig(alice()), "bastion", "id -u")
+		if name == "root" {
+			if stdout != "0\n" || code != 0 {
+				t.Errorf("root: %q, %q, %d", stdout, stderr, code)
+			}
+			continue
+		}
+		if stdout != "" || stderr != "Back at noon.\n" || code != 254 {
+			t.Errorf("%q, %q, %d", stdout, stderr, code)
+		}
+		c := b.dial(alice())
+		for kind, payload := range map[string]any{
+			"tcpip-forward": tcpAddr{"localhost", 0}, "streamlocal-forward@openssh.com": streamlocalAddr{added.Home + "/sock"},
+		} {
+			if ok, _, err := c.SendRequest(kind, true, ssh.Marshal(payload)); ok || err != nil {
+				t.Errorf("%s: %v, %v", kind, ok, err)
+			}
+		}
+		for _, network := range []string{"tcp", "unix"} {
+			if _, err := c.Dial(network, map[string]string{"tcp": b.addr, "unix": "/x"}[network]); err == nil || !strings.Contains(err.Error(), "Back at noon.") {
+				t.Errorf("forward to %s: %v", network, err)
+			}
+		}
+		s, err := c.NewSession()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, kind := range []string{"auth-agent-req@openssh.com", "x11-req"} {
+			if ok, err := s.SendRequest(kind, true, ssh.Marshal(struct {
+				Single           bool
+				Protocol, Cookie string
+				Screen           uint32
+			}{false, "MIT-MAGIC-COOKIE-1", "00112233445566778899aabbccddeeff", 0})); ok || err != nil {
+				t.Errorf("%s: %v, %v", kind, ok, err)
+			}
+		}
+	}
+}
+
+// TestResourceLimits checks that a session has the limits of limits.conf(5) and the account's
+// current groups.
+func TestResourceLimits(t *testing.T) {
+	added := sshtest.NewAccount(t)
+	a, err := LookupAccount(added.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll("/etc/security/limits.d", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file := "/etc/security/limits.d/" + a.Name + ".conf"
+	if err := os.WriteFile(file, []byte(a.Name+" hard nofile 321\n"+a.Name+" - nonewprivs 1\n@audio - priority 5\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(file)
+	b := start(t, func(s *Server) {
+		s.Account = a
+		s.LookupLogin = func() (Login, error) {
+			login, problems, err := LookupLogin(a, time.Now())
+			if len(problems) > 0 {
+				t.Error(problems)
+			}
+			return login, err
+		}
 	})
-	// Children that somebody waits for keep their status.
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for range 20 {
-			s, err := c.NewSession()
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			if exit, ok := s.Run("exit 7").(*ssh.ExitError); !ok || exit.ExitStatus() != 7 {
-				t.Error("lost an exit status")
-			}
-		}
-	}()
-	for running := true; running; {
-		select {
-		case <-done:
-			running = false
-		default:
-			reapOrphans()
-		}
+	out, err := exec.Command("nice").Output() // of this process
+	if err != nil {
+		t.Fatal(err)
+	}
+	const command = "ulimit -Hn; test $(ulimit -Sn) -le 321 && echo soft; nice; grep NoNewPrivs /proc/self/status"
+	if got := output(t, b.dial(alice()), command); got != "321\nsoft\n"+string(out)+"NoNewPrivs:\t1\n" {
+		t.Errorf("%q", got)
+	}
+	if err := sshtest.Run("usermod", "-a", "-G", "audio", a.Name); err != nil {
+		t.Fatal(err)
+	}
+	if got := output(t, b.dial(alice()), command+"; id -Gn"); got != "321\nsoft\n5\nNoNewPrivs:\t1\n"+a.Name+" audio\n" {
+		t.Errorf("%q", got)
 	}
 }

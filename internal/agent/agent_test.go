@@ -19,54 +19,44 @@ import (
 
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 	"github.com/sallyport-ssh/sallyport/internal/sshca"
+	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
-// A bench is an agent that serves on a loopback port, and what is needed to
-// log in to it.
-type bench struct {
+// A testBastion is an agent that serves on a loopback port, and the fleet key for logins to
+// it.
+type testBastion struct {
 	t      testing.TB
 	server *Server
 	fleet  ssh.Signer
 	addr   string
-	// home is the account's, which is this process's own with another home.
+	// home is the home directory of the account, which is otherwise this process's own.
 	home string
 	stop context.CancelFunc
-	// ended gets what Serve returned.
+	// ended receives the result of Serve.
 	ended chan error
 }
 
 const principal = "task:test"
 
-func newSigner(t testing.TB) ssh.Signer {
-	t.Helper()
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := ssh.NewSignerFromSigner(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signer
-}
-
-// newServer returns an agent that does not serve yet. Its sessions get a home
-// of their own, and bash with no start-up files.
+// newServer returns an agent that does not serve yet, and its fleet key. The home directory
+// of its sessions is empty, and their shell is bash.
 func newServer(t testing.TB) (*Server, ssh.Signer) {
 	t.Helper()
-	fleet := newSigner(t)
+	fleet := sshtest.NewKey(t)
 	return &Server{
-		HostKey:   newSigner(t),
-		Verifier:  sshca.Verifier{Fleet: fleet.PublicKey(), Principal: principal},
+		HostKey:   sshtest.NewKey(t),
+		Verifier:  sshca.Verifier{Fleet: []ssh.PublicKey{fleet.PublicKey()}, Principal: principal},
 		Owner:     "alice",
 		Account:   Account{Name: "alice", UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Home: t.TempDir(), Shell: "/bin/bash"},
-		SFTP:      opensshSFTP,
+		SFTP:      []string{opensshSFTP},
 		AcceptEnv: []string{"LANG", "LC_*"},
 		Log:       slog.New(slog.NewTextHandler(testLog{t}, nil)),
+		// Not the files of the machine that runs the tests.
+		environmentFiles: []string{},
 	}, fleet
 }
 
-// testLog shows the agent's log with a failed test.
+// testLog writes the agent's log to the log of the test.
 type testLog struct{ t testing.TB }
 
 func (l testLog) Write(p []byte) (int, error) {
@@ -74,9 +64,8 @@ func (l testLog) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// start serves an agent, after change has had its way with it, until the test
-// ends.
-func start(t testing.TB, change func(*Server)) *bench {
+// start serves an agent until the test ends. change, if not nil, may set its fields before.
+func start(t testing.TB, change func(*Server)) *testBastion {
 	t.Helper()
 	s, fleet := newServer(t)
 	if change != nil {
@@ -87,7 +76,7 @@ func start(t testing.TB, change func(*Server)) *bench {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	b := &bench{t: t, server: s, fleet: fleet, addr: l.Addr().String(), home: s.Account.Home, stop: stop, ended: make(chan error, 1)}
+	b := &testBastion{t: t, server: s, fleet: fleet, addr: l.Addr().String(), home: s.Account.Home, stop: stop, ended: make(chan error, 1)}
 	go func() {
 		b.ended <- s.Serve(ctx, l)
 		close(b.ended)
@@ -101,12 +90,12 @@ func start(t testing.TB, change func(*Server)) *bench {
 	return b
 }
 
-// alice is a login with every permission.
+// alice returns a login of the owner with every permission.
 func alice() identity.Identity {
 	return identity.Identity{User: "alice", ConnID: "c1", Permissions: identity.AllowAll()}
 }
 
-func (b *bench) config(id identity.Identity) *ssh.ClientConfig {
+func (b *testBastion) config(id identity.Identity) *ssh.ClientConfig {
 	b.t.Helper()
 	signer, err := sshca.Sign(b.fleet, id, principal, time.Now())
 	if err != nil {
@@ -120,7 +109,7 @@ func (b *bench) config(id identity.Identity) *ssh.ClientConfig {
 }
 
 // dial logs in as id. The connection is closed when the test ends.
-func (b *bench) dial(id identity.Identity) *ssh.Client {
+func (b *testBastion) dial(id identity.Identity) *ssh.Client {
 	b.t.Helper()
 	c, err := ssh.Dial("tcp", b.addr, b.config(id))
 	if err != nil {
@@ -130,11 +119,11 @@ func (b *bench) dial(id identity.Identity) *ssh.Client {
 	return c
 }
 
-// sshConfig writes what OpenSSH's client needs to log in with -F, and returns
-// the file's name. The host is called "bastion".
-func (b *bench) sshConfig(id identity.Identity) string {
+// sshConfig writes a configuration for ssh -F, and the keys for it, and returns its path. The
+// host is called "bastion".
+func (b *testBastion) sshConfig(id identity.Identity) string {
 	b.t.Helper()
-	// As sshca.Sign does, with a key that can be written to a file.
+	// The certificate of sshca.Sign, but with a key that can be written to a file.
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		b.t.Fatal(err)
@@ -180,7 +169,7 @@ func (b *bench) sshConfig(id identity.Identity) string {
 `, host, port, id.User, key, known))
 }
 
-// run runs a client program, with input, and returns its output and exit code.
+// run runs a program with input, and returns its output and exit status.
 func run(t testing.TB, input string, name string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	var out, errs strings.Builder
@@ -194,6 +183,7 @@ func run(t testing.TB, input string, name string, args ...string) (stdout, stder
 }
 
 func TestSSH(t *testing.T) {
+	t.Parallel()
 	b := start(t, nil)
 	config := b.sshConfig(alice())
 	tests := []struct {

@@ -1,59 +1,69 @@
 package agent
 
 import (
+	"cmp"
+	"errors"
 	"log/slog"
 	"math"
-	"net"
-	"net/netip"
-	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/crypto/ssh"
-
+	"github.com/sallyport-ssh/sallyport/internal/account"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
-	"github.com/sallyport-ssh/sallyport/internal/wire"
+	"github.com/sallyport-ssh/sallyport/internal/mux"
+	"github.com/sallyport-ssh/sallyport/internal/oplog"
+	"github.com/sallyport-ssh/sallyport/internal/sshmsg"
+	"github.com/sallyport-ssh/sallyport/internal/transport"
 )
 
 const (
-	// maxChannels is how many channels one connection may have, whoever
-	// opened them, and maxListeners how many remote forwards.
-	maxChannels  = 256
-	maxListeners = 128
-	// defaultMaxSessions is sshd's MaxSessions.
+	// maxListeners limits the remote forwards of one connection. sshd has no limit; this
+	// is the gateway's.
+	maxListeners = 1000
+	// defaultMaxSessions is sshd's. sshd has no limit for channels.
 	defaultMaxSessions = 10
+	defaultMaxChannels = 1000
+	// maxNumbers is the size of mux's table of channel numbers. It is far above
+	// MaxChannels, because a channel keeps its number until both sides have closed it.
+	maxNumbers = 1 << 16
 
-	// keepaliveEvery and keepaliveMax are ClientAliveInterval and
-	// ClientAliveCountMax: a gateway that vanished does not count as use of
-	// the bastion for longer than their product.
+	// keepaliveEvery and keepaliveMax are ClientAliveInterval and ClientAliveCountMax.
+	// The connection of a gateway that has vanished keeps the bastion up for their
+	// product.
 	keepaliveEvery = 15 * time.Second
 	keepaliveMax   = 4
 )
 
-// A conn is one gateway's connection: that is, one user's.
+// A conn is one connection from a gateway, for one login of the user.
 type conn struct {
 	server *Server
-	stream *wire.Conn // under ssh
-	ssh    *ssh.ServerConn
+	ssh    *transport.Conn
+	mux    *mux.Conn
 	id     identity.Identity
+	// login is the account that everything on the connection runs as. If denied is not
+	// empty, the account may not log in: sessions show denied and end with sshd's exit
+	// status for that, and all other requests fail.
+	login  Login
+	denied string
 	log    *slog.Logger
-	chans  <-chan ssh.NewChannel
-	reqs   <-chan *ssh.Request
 
 	// wg counts the goroutines that serve the connection.
 	wg sync.WaitGroup
 	// channels counts the channels open or being opened, by either side.
 	channels atomic.Int32
+	// full is set when a channel has been rejected because there were too many.
+	full atomic.Bool
 
 	// noMoreSessions is used by run's goroutine only.
 	noMoreSessions bool
 
 	keepalive struct {
-		timer   *time.Timer
-		waiting atomic.Bool   // for an answer
-		missed  atomic.Int32  // ticks since anything has come
-		heard   atomic.Uint64 // what stream had heard at the last tick
+		timer    *time.Timer
+		waiting  atomic.Bool   // a request has no answer yet
+		missed   atomic.Int32  // ticks since data was received
+		received atomic.Uint64 // bytes received at the last tick
 	}
 
 	mu sync.Mutex
@@ -62,114 +72,103 @@ type conn struct {
 	sessions map[*session]struct{}
 	// listeners are the remote forwards.
 	listeners map[listenKey]*listener
-	// agent is the forwarded ssh-agent's socket, once a session asked for it.
+	// agent is the socket of the forwarded ssh-agent; nil until a session requests it.
 	agent *listener
 }
 
-func newConn(s *Server, stream *wire.Conn, sc *ssh.ServerConn, chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request) *conn {
-	id := sc.Permissions.ExtraData[identityKey{}].(identity.Identity)
+func newConn(s *Server, t *transport.Conn, id identity.Identity) *conn {
 	if !id.Client.IsValid() || !id.Server.IsValid() {
-		id.Client, id.Server = addrPort(sc.RemoteAddr()), addrPort(sc.LocalAddr())
+		id.Client, id.Server = identity.AddrPort(t.RemoteAddr()), identity.AddrPort(t.LocalAddr())
 	}
 	return &conn{
 		server:    s,
-		stream:    stream,
-		ssh:       sc,
+		ssh:       t,
+		mux:       mux.New(t, maxNumbers),
 		id:        id,
-		log:       s.Log.With("conn", id.ConnID, "user", id.User, "remote", sc.RemoteAddr().String()),
-		chans:     chans,
-		reqs:      reqs,
+		log:       s.ClientLog.With("conn", id.ConnID, "user", id.User, "remote", t.RemoteAddr().String()),
 		sessions:  make(map[*session]struct{}),
 		listeners: make(map[listenKey]*listener),
 	}
 }
 
-func addrPort(a net.Addr) netip.AddrPort {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.AddrPort{}
-	}
-	ap := tcp.AddrPort()
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-}
-
-// run serves the connection until it ends, and then waits for everything that
-// was started for it, except processes that made themselves independent.
+// run serves the connection until it ends, and then waits for its goroutines. Processes of
+// its sessions may continue.
 func (c *conn) run() {
-	c.log.Info("connection open", "client", c.id.Client.String())
+	client := ""
+	if c.id.Client.IsValid() {
+		client = c.id.Client.String()
+	}
+	c.log.Info("connection open", "client", client)
 	start := time.Now()
-	// Created first and started second: tick uses the field.
+	// Start the timer after the field has been set, because tick uses the field.
 	c.keepalive.timer = time.AfterFunc(math.MaxInt64, c.tick)
 	c.keepalive.timer.Reset(keepaliveEvery)
 
+	c.lookupLogin()
 	c.dispatch()
 
 	c.keepalive.timer.Stop()
 	c.ssh.Close()
 	c.server.leave(c)
-	c.stopStarting()
+	c.closeListeners()
 	c.wg.Wait() // sessions and forwards end because their channels have
 	c.log.Info("connection closed", "seconds", int(time.Since(start).Seconds()))
 }
 
-// dispatch handles global requests and channel opens in the order they came.
-// Package ssh delivers them on two Go channels, but puts a request into its
-// channel before it reads the open that followed it from the wire. So all
-// requests that are there are handled before an open is.
-func (c *conn) dispatch() {
-	defer c.recover("connection")
-	reqs, chans := c.reqs, c.chans
-	for reqs != nil || chans != nil {
-		select {
-		case req, ok := <-reqs:
-			if !ok {
-				reqs = nil
-				break
-			}
-			c.global(req)
-		case nc, ok := <-chans:
-			if !ok {
-				chans = nil
-				break
-			}
-			for more := true; more; {
-				select {
-				case req, ok := <-reqs:
-					if ok {
-						c.global(req)
-					} else {
-						reqs = nil
-					}
-				default:
-					more = false
-				}
-			}
-			c.open(nc)
-		}
+// lookupLogin looks up the account, and sets c.login and c.denied.
+func (c *conn) lookupLogin() {
+	defer c.recover("login")
+	c.login.Account, c.denied = c.server.Account, "Your account cannot be looked up at the moment. Please contact your system administrator.\n"
+	if c.server.LookupLogin == nil {
+		c.denied = ""
+		return
 	}
+	login, err := c.server.LookupLogin()
+	if err != nil {
+		if denied := (*account.DeniedError)(nil); errors.As(err, &denied) {
+			c.denied = denied.Text
+		}
+		c.log.Warn("login of the account denied", "account", c.server.Account.Name, "err", err)
+		return
+	}
+	c.login, c.denied = login, ""
 }
 
-// spawn runs f in a goroutine of the connection. A panic in it ends the
-// connection and harms no other.
-func (c *conn) spawn(what string, f func()) {
+// dispatch handles global requests and channel opens in order until the connection ends.
+func (c *conn) dispatch() {
+	defer c.recover("connection")
+	c.mux.Serve(c.global, c.open)
+}
+
+// spawn runs f in a goroutine of the connection. A panic in it closes this connection only.
+func (c *conn) spawn(name string, f func()) {
 	c.wg.Go(func() {
-		defer c.recover(what)
+		defer c.recover(name)
 		f()
 	})
 }
 
-func (c *conn) recover(what string) {
+func (c *conn) recover(name string) {
 	if r := recover(); r != nil {
-		c.log.Error("panic", "in", what, "panic", r, "stack", string(debug.Stack()))
+		oplog.Panic(c.log, name, r)
 		c.ssh.Close()
 	}
 }
 
 // global answers one global request (RFC 4254 section 4, OpenSSH PROTOCOL
 // section 2).
-func (c *conn) global(req *ssh.Request) {
+func (c *conn) global(req *mux.Request) {
 	var ok bool
 	var payload []byte
+	if req.Type == "stop-if-unused@sallyport" {
+		// Sent by a gateway whose ledger does not have this bastion.
+		req.Reply(c.server.stopIfUnused(), nil)
+		return
+	}
+	if c.denied != "" {
+		req.Reply(false, nil)
+		return
+	}
 	switch req.Type {
 	case "tcpip-forward":
 		ok, payload = c.listenTCP(req.Payload)
@@ -182,20 +181,19 @@ func (c *conn) global(req *ssh.Request) {
 	case "no-more-sessions@openssh.com":
 		c.noMoreSessions, ok = true, true
 	}
-	// keepalive@openssh.com is answered with failure, as sshd does: any
-	// answer tells what it asks.
+	// As in sshd, the answer to keepalive@openssh.com is a failure. Any answer proves
+	// that the agent is alive.
 	req.Reply(ok, payload)
 }
 
-// open handles one channel open. The ones that take time go on in a goroutine.
-func (c *conn) open(nc ssh.NewChannel) {
+// open handles one channel open. Opens that may block are served in a goroutine.
+func (c *conn) open(nc *mux.NewChannel) {
 	if !c.takeSlot() {
-		c.log.Warn("too many channels", "type", nc.ChannelType())
-		nc.Reject(ssh.ResourceShortage, "open failed")
+		nc.Reject(sshmsg.ResourceShortage, "open failed")
 		return
 	}
-	var serve func(ssh.NewChannel)
-	switch nc.ChannelType() {
+	var serve func(*mux.NewChannel)
+	switch nc.Type {
 	case "session":
 		serve = c.session
 		if c.noMoreSessions {
@@ -208,38 +206,48 @@ func (c *conn) open(nc ssh.NewChannel) {
 	case "tun@openssh.com":
 	default:
 		c.freeSlot()
-		nc.Reject(ssh.UnknownChannelType, "open failed")
+		nc.Reject(sshmsg.UnknownChannelType, "open failed")
+		return
+	}
+	if serve != nil && c.denied != "" && nc.Type != "session" {
+		c.freeSlot()
+		nc.Reject(sshmsg.Prohibited, strings.TrimSpace(c.denied))
 		return
 	}
 	if serve == nil {
 		c.freeSlot()
-		nc.Reject(ssh.Prohibited, "open failed")
+		nc.Reject(sshmsg.Prohibited, "open failed")
 		return
 	}
-	c.spawn(nc.ChannelType(), func() {
+	c.spawn(nc.Type, func() {
 		defer c.freeSlot()
 		serve(nc)
 	})
 }
 
-// takeSlot counts one more channel, unless there are too many.
+// takeSlot counts one more channel, or returns false if there are MaxChannels. The first
+// failure is logged.
 func (c *conn) takeSlot() bool {
-	if c.channels.Add(1) > maxChannels {
-		c.channels.Add(-1)
-		return false
+	limit := cmp.Or(c.server.MaxChannels, defaultMaxChannels)
+	if int(c.channels.Add(1)) <= limit {
+		return true
 	}
-	return true
+	c.channels.Add(-1)
+	if !c.full.Swap(true) {
+		c.log.Warn("too many channels on this connection", "max_channels", limit)
+	}
+	return false
 }
 
 func (c *conn) freeSlot() { c.channels.Add(-1) }
 
-// tick asks a gateway that has been silent whether it is still there, and hangs
-// up when nothing has come from it for too long. It runs in a goroutine of the
-// timer's, which waits here for the answer while later ticks only count.
+// tick sends a keepalive if nothing was received since the last tick, and closes the
+// connection if nothing was received for keepaliveMax ticks. It runs in the goroutine of
+// the timer and blocks until the answer comes; later ticks meanwhile only count.
 func (c *conn) tick() {
 	defer c.recover("keepalive")
 	c.keepalive.timer.Reset(keepaliveEvery)
-	if now := c.stream.Heard(); c.keepalive.heard.Swap(now) != now {
+	if now := c.ssh.Received(); c.keepalive.received.Swap(now) != now {
 		c.keepalive.missed.Store(0)
 		return
 	}
@@ -250,7 +258,7 @@ func (c *conn) tick() {
 		}
 		return
 	}
-	_, _, err := c.ssh.SendRequest("keepalive@openssh.com", true, nil)
+	_, _, err := c.mux.SendRequest("keepalive@openssh.com", true, nil)
 	if err != nil {
 		c.keepalive.timer.Stop()
 	}
@@ -258,8 +266,7 @@ func (c *conn) tick() {
 	c.keepalive.waiting.Store(false)
 }
 
-// add counts a session of the connection, unless there are too many or the
-// connection is ending.
+// add adds a session, or returns false if there are too many or the connection is closing.
 func (c *conn) add(s *session) bool {
 	limit := c.server.MaxSessions
 	if limit == 0 {
@@ -280,10 +287,10 @@ func (c *conn) remove(s *session) {
 	delete(c.sessions, s)
 }
 
-// tell shows a line on the terminals of the connection.
-func (c *conn) tell(line string) {
+// notify shows a line on the terminals of the connection.
+func (c *conn) notify(line string) {
 	for _, s := range c.openSessions() {
-		s.tell(line)
+		s.notify(line)
 	}
 }
 
@@ -297,9 +304,9 @@ func (c *conn) openSessions() []*session {
 	return all
 }
 
-// stopStarting stops listening for the client. No session, listener or
-// connection of one starts afterwards.
-func (c *conn) stopStarting() {
+// closeListeners closes all listeners of the connection. No session or listener can be
+// added after that.
+func (c *conn) closeListeners() {
 	c.mu.Lock()
 	c.closed = true
 	var all []*listener
@@ -318,16 +325,16 @@ func (c *conn) stopStarting() {
 	}
 }
 
-// shutdown hangs up the sessions, lets them tell the client how they ended,
-// though not beyond the deadline, and closes the connection.
+// shutdown terminates the sessions, and closes the connection when they have reported their
+// exit statuses, or at the deadline.
 func (c *conn) shutdown(deadline time.Time) {
 	defer c.ssh.Close()
-	c.stopStarting()
+	c.closeListeners()
 	timeout := time.NewTimer(time.Until(deadline))
 	defer timeout.Stop()
 	sessions := c.openSessions()
 	for _, s := range sessions {
-		s.hangUp()
+		s.terminate()
 	}
 	for _, s := range sessions {
 		select {

@@ -8,17 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bufferSize is what one read takes from a pipe, a terminal or a socket. A
-// pipe holds as much.
+// bufferSize is the maximum of one read, which is the capacity of a pipe.
 const bufferSize = 64 << 10
 
-// buffers are lent out only while there are bytes to carry, so that an idle
-// session or forward holds none.
+// buffers are taken only while there is data to copy, so that idle sessions and forwards have
+// none.
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
-// copyFrom copies from a pipe, terminal or socket to w until the end of file
-// (nil), or an error of either. It takes a buffer only once there is something
-// to read.
+// copyFrom copies from a pipe, terminal or socket to w until EOF (nil), or an error of
+// either. It takes a buffer only when there is data to read.
 func copyFrom(w io.Writer, r syscall.Conn) error {
 	raw, err := r.SyscallConn()
 	if err != nil {
@@ -60,8 +58,8 @@ func copyFrom(w io.Writer, r syscall.Conn) error {
 	}
 }
 
-// copyRest copies what can be read from r without waiting, whatever r's
-// deadline, to w.
+// copyRest copies the data that can be read from r without blocking to w. It ignores r's
+// deadline.
 func copyRest(w io.Writer, r syscall.Conn) error {
 	raw, err := r.SyscallConn()
 	if err != nil {
@@ -82,48 +80,6 @@ func copyRest(w io.Writer, r syscall.Conn) error {
 			return readErr
 		}
 		if _, err := w.Write(buf[:n]); err != nil {
-			return err
-		}
-	}
-}
-
-// copyTo copies from an SSH channel's stream, which cannot say that it has
-// bytes without handing them over, until its end (nil) or an error. It waits
-// with a small buffer, which suffices for keystrokes, and borrows a big one
-// while bytes come in bulk.
-func copyTo(w io.Writer, r io.Reader) error {
-	small := make([]byte, 512)
-	for {
-		n, err := r.Read(small)
-		if n > 0 {
-			if _, werr := w.Write(small[:n]); werr != nil {
-				return werr
-			}
-		}
-		if err == nil && n == len(small) {
-			err = copyBulk(w, r)
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-// copyBulk copies until reads get short.
-func copyBulk(w io.Writer, r io.Reader) error {
-	buf := buffers.Get().(*[bufferSize]byte)
-	defer buffers.Put(buf)
-	for {
-		n, err := r.Read(buf[:])
-		if n > 0 {
-			if _, werr := w.Write(buf[:n]); werr != nil {
-				return werr
-			}
-		}
-		if err != nil || n < bufferSize/4 {
 			return err
 		}
 	}

@@ -1,24 +1,24 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
 
-// Files that sshd and login(1) know.
+// Files of sshd and login(1).
 const (
-	environmentFile = "/etc/environment"
-	motdFile        = "/etc/motd"
-	userRC          = ".ssh/rc" // in the home directory
-	xauthPath       = "/usr/bin/xauth"
+	motdFile  = "/etc/motd"
+	userRC    = ".ssh/rc"        // in the home directory
+	systemRC  = "/etc/ssh/sshrc" // runs before the sessions of users without an rc script
+	xauthPath = "/usr/bin/xauth"
 )
-
-// systemRC is what runs before a session of who has no rc script of her own. A
-// variable for tests.
-var systemRC = "/etc/ssh/sshrc"
 
 // environ is an environment in which a later value replaces an earlier one.
 type environ struct {
@@ -38,6 +38,20 @@ func (e *environ) set(name, value string) {
 	e.vars = append(e.vars, name+"="+value)
 }
 
+func (e *environ) unset(name string) {
+	i, ok := e.at[name]
+	if !ok {
+		return
+	}
+	e.vars = slices.Delete(e.vars, i, i+1)
+	delete(e.at, name)
+	for name, at := range e.at {
+		if at > i {
+			e.at[name] = at - 1
+		}
+	}
+}
+
 // setAll sets NAME=value pairs.
 func (e *environ) setAll(pairs []string) {
 	for _, p := range pairs {
@@ -47,19 +61,44 @@ func (e *environ) setAll(pairs []string) {
 	}
 }
 
-// environment is what sshd's do_setup_env makes: the machine's defaults, what
-// the client may set, the account, what the key says, the connection.
+// changesCommand reports whether a variable can make a program, or the shell that starts it,
+// run or load other code. If a command is forced, the client may not set such a variable,
+// even if a pattern in accept_env matches it. The names are those that sudo(8) removes, and
+// those of Node and Git.
+func changesCommand(name, value string) bool {
+	if strings.HasPrefix(value, "()") { // a function, in old shells
+		return true
+	}
+	return slices.ContainsFunc(commandVariables, func(pattern string) bool { return policy.Match(pattern, name) })
+}
+
+var commandVariables = []string{
+	"PATH", "IFS", "CDPATH", "ENV", "BASH_ENV", "BASH_FUNC_*", "BASHOPTS", "SHELLOPTS", "PS4", "GLOBIGNORE", "ZDOTDIR", "FPATH", "NULLCMD", "READNULLCMD", "TMPPREFIX",
+	"LD_*", "GLIBC_TUNABLES", "GCONV_PATH", "LOCPATH", "NLSPATH", "LOCALDOMAIN", "RES_OPTIONS", "HOSTALIASES", "NIS_PATH",
+	"KRB5_CONFIG*", "KRB5_KTNAME", "TERMINFO", "TERMINFO_DIRS", "TERMPATH", "TERMCAP",
+	"PERL*", "PYTHON*", "RUBYLIB", "RUBYOPT", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "NODE_OPTIONS", "NODE_PATH", "LUA_*",
+	"GIT_CONFIG*", "GIT_SSH*", "GIT_EXEC_PATH", "GIT_TEMPLATE_DIR", "GIT_PROXY_COMMAND", "GIT_EXTERNAL_DIFF", "GIT_ASKPASS", "SSH_ASKPASS", "EDITOR", "VISUAL", "*PAGER", "LESSOPEN", "LESSCLOSE",
+	"RSYNC_*", "HOME", "SHELL",
+}
+
+// environment returns the variables of a session, in the order of sshd's do_setup_env: the
+// defaults, the container's, the client's, the account's, the login's, the key's, PAM's and
+// the connection's. A later one replaces an earlier one.
+//
+// If the login may only copy files, the sftp server gets the variables of the account and
+// the connection only. Otherwise the client could have the server load one of her files,
+// with LD_PRELOAD. (sshd's internal-sftp executes no program.)
 func (s *session) environment(l launch) []string {
-	a := s.c.server.Account
+	a := s.c.login.Account
 	var env environ
 	env.set("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/games")
 	if a.UID == 0 {
 		env.set("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	}
-	if text, err := os.ReadFile(environmentFile); err == nil {
-		env.setAll(parseEnvironment(string(text)))
+	if !l.filesOnly {
+		env.setAll(s.c.server.Environment)
+		env.setAll(s.env)
 	}
-	env.setAll(s.env)
 	env.set("USER", a.Name)
 	env.set("LOGNAME", a.Name)
 	env.set("HOME", a.Home)
@@ -77,7 +116,14 @@ func (s *session) environment(l launch) []string {
 	if path := s.c.agentPath(); path != "" {
 		env.set("SSH_AUTH_SOCK", path)
 	}
-	env.setAll(s.c.id.Permissions.Environment)
+	if !l.filesOnly {
+		env.setAll(s.c.id.Permissions.Environment)
+		files := s.c.server.environmentFiles
+		if files == nil {
+			files = environmentFiles
+		}
+		env.setAll(pamEnvironment(files))
+	}
 
 	client, server := s.c.id.Client, s.c.id.Server
 	if client.IsValid() && server.IsValid() {
@@ -93,57 +139,40 @@ func (s *session) environment(l launch) []string {
 	return env.vars
 }
 
-// parseEnvironment reads /etc/environment as pam_env does: NAME=value lines,
-// "export " and one pair of quotes allowed, # for comments.
-func parseEnvironment(text string) []string {
-	var pairs []string
-	for line := range strings.Lines(text) {
-		line, _, _ = strings.Cut(line, "#")
-		line = strings.TrimPrefix(strings.TrimSpace(line), "export ")
-		name, value, ok := strings.Cut(line, "=")
-		if !ok || name == "" || strings.ContainsAny(name, " \t") {
-			continue
-		}
-		if n := len(value); n >= 2 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] {
-			value = value[1 : n-1]
-		}
-		pairs = append(pairs, name+"="+value)
-	}
-	return pairs
+// startsAtOnce reports whether prepare has nothing to do.
+func (s *session) startsAtOnce(l launch) bool {
+	return s.rcScript(l) == "" && s.x11 == nil && !s.showsMOTD(l)
 }
 
-// quick says that there is nothing to prepare before the process starts.
-func (s *session) quick(l launch) bool {
-	return s.rc(l) == "" && s.x11 == nil && !s.greets(l)
-}
-
-// greets says whether the session gets the message of the day: an interactive
-// login does, unless ~/.hushlogin is there.
-func (s *session) greets(l launch) bool {
+// showsMOTD reports whether the session shows the message of the day: an interactive login
+// does, unless ~/.hushlogin exists.
+func (s *session) showsMOTD(l launch) bool {
 	if l.command != "" || s.tty == nil {
 		return false
 	}
-	_, err := os.Stat(filepath.Join(s.c.server.Account.Home, ".hushlogin"))
+	_, err := os.Stat(filepath.Join(s.c.login.Account.Home, ".hushlogin"))
 	return err != nil
 }
 
-// rc returns the script that runs before the session: the user's, or else the
-// system's, or "" (sshd(8), SSHRC).
-func (s *session) rc(l launch) string {
-	if _, err := os.Stat(filepath.Join(s.c.server.Account.Home, userRC)); err == nil && !l.subsystem && s.c.id.Permissions.UserRC {
-		return userRC
+// rcScript returns the script that runs before the session (sshd(8), SSHRC): the user's, or
+// the system's, or "".
+func (s *session) rcScript(l launch) string {
+	if !l.subsystem && !l.filesOnly && s.c.id.Permissions.UserRC {
+		if _, err := os.Stat(filepath.Join(s.c.login.Account.Home, userRC)); err == nil {
+			return userRC
+		}
 	}
-	if _, err := os.Stat(systemRC); err == nil {
-		return systemRC
+	rc := cmp.Or(s.c.server.systemRC, systemRC)
+	if _, err := os.Stat(rc); err == nil {
+		return rc
 	}
 	return ""
 }
 
-// prepare greets an interactive session, with the login before it, and runs the
-// rc script or, where there is none, xauth. The scripts write to the session's
-// own files.
-func (s *session) prepare(l launch, last login) {
-	if s.greets(l) {
+// prepare shows the message of the day and the last login to an interactive session. Then it
+// runs the rc script, or xauth if there is no script, with the session's own output.
+func (s *session) prepare(l launch, last terminalLogin) {
+	if s.showsMOTD(l) {
 		if motd, err := os.Open(motdFile); err == nil {
 			io.Copy(l.files[1], io.LimitReader(motd, 64<<10))
 			motd.Close()
@@ -152,12 +181,13 @@ func (s *session) prepare(l launch, last login) {
 			fmt.Fprintln(l.files[1], last)
 		}
 	}
-	cmd := command{env: s.environment(l), dir: s.c.server.Account.Home}
+	cmd := command{env: s.environment(l), dir: s.c.login.Account.Home}
 	var stdin string
-	if rc := s.rc(l); rc != "" {
+	if rc := s.rcScript(l); rc != "" {
 		cmd.path, cmd.argv = "/bin/sh", []string{"sh", rc}
-		if rc == userRC { // as sshd, so that it finds what the shell sets
-			cmd.path, cmd.argv = s.commandLine("/bin/sh " + rc)
+		if rc == userRC { // as in sshd, so that the shell's start-up files apply
+			cmd.path = s.c.login.Account.shell()
+			cmd.argv = []string{filepath.Base(cmd.path), "-c", "/bin/sh " + rc}
 		}
 		if s.x11 != nil {
 			stdin = s.x11.protocol + " " + s.x11.cookie + "\n"
@@ -168,27 +198,28 @@ func (s *session) prepare(l launch, last login) {
 	} else {
 		return
 	}
-	if err := s.runFirst(cmd, stdin, l); err != nil {
-		s.c.log.Warn("preparing a session", "command", cmd.argv, "err", err)
+	if err := s.runBefore(cmd, stdin, l); err != nil {
+		s.c.log.Warn("preparing a session failed", "command", cmd.argv, "err", err)
 	}
 }
 
-// runFirst runs a command with the session's output, and waits for it.
-func (s *session) runFirst(cmd command, stdin string, l launch) error {
-	r, w, err := os.Pipe()
+// runBefore runs a command with the session's output, and waits for its end.
+func (s *session) runBefore(cmd command, stdin string, l launch) error {
+	fds, err := s.c.login.Account.pipe()
 	if err != nil {
 		return err
 	}
+	r, w := os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe")
 	defer w.Close()
 	cmd.files = [3]*os.File{r, l.files[1], l.files[2]}
-	proc, err := s.c.server.start(cmd)
+	proc, err := s.c.start(cmd)
 	r.Close()
 	if err != nil {
 		return err
 	}
 	s.setProcess(proc)
 	defer s.setProcess(nil)
-	io.WriteString(w, stdin) // less than a pipe holds
+	io.WriteString(w, stdin) // does not block: less than a pipe buffers
 	w.Close()
 	<-proc.ended
 	return nil

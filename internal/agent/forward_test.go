@@ -11,17 +11,16 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
-// echo answers every connection to l with "hello ", what it was sent up to the
-// end, and the end.
+// echo answers every connection to l with "hello ", the data that it receives, and EOF.
 func echo(t testing.TB, l net.Listener) {
 	t.Cleanup(func() { l.Close() })
 	go func() {
@@ -48,7 +47,7 @@ func listen(t testing.TB, network, addr string) net.Listener {
 	return l
 }
 
-// ask sends text and its end, and checks that echo answers all of it.
+// ask sends text and EOF, and checks the answer of echo.
 func ask(t testing.TB, c net.Conn, text string) {
 	t.Helper()
 	defer c.Close()
@@ -62,8 +61,7 @@ func ask(t testing.TB, c net.Conn, text string) {
 	}
 }
 
-// master starts an OpenSSH client that only forwards, with options, and stops
-// it when the test ends.
+// master starts an OpenSSH client without a session, and stops it when the test ends.
 func master(t testing.TB, config string, options ...string) {
 	t.Helper()
 	control := filepath.Join(t.TempDir(), "c")
@@ -83,6 +81,7 @@ func freePort(t testing.TB) string {
 }
 
 func TestForwardsWithOpenSSH(t *testing.T) {
+	t.Parallel()
 	b := start(t, nil)
 	config := b.sshConfig(alice())
 	target := listen(t, "tcp", "127.0.0.1:0")
@@ -125,9 +124,10 @@ func TestForwardsWithOpenSSH(t *testing.T) {
 	ask(t, c, "through SOCKS")
 }
 
-// TestRemoteForward holds what -R relies on: the port that is picked and told,
-// cancelling, and what happens to sockets at the end.
+// TestRemoteForward checks the port that is allocated and reported, canceling, and the removal
+// of sockets.
 func TestRemoteForward(t *testing.T) {
+	t.Parallel()
 	b := start(t, nil)
 	c := b.dial(alice())
 	forward := func(kind, host string, port uint32) (bool, uint32) {
@@ -147,13 +147,13 @@ func TestRemoteForward(t *testing.T) {
 			t.Fatalf("%q: %v, port %d", host, ok, port)
 		}
 		if again, _ := forward("tcpip-forward", host, port); again {
-			t.Errorf("%q: port %d was given twice", host, port)
+			t.Errorf("%q: port %d was forwarded twice", host, port)
 		}
 		if other, _ := forward("cancel-tcpip-forward", "other", port); other {
-			t.Errorf("%q: cancelled by another name", host)
+			t.Errorf("%q: canceled with another host", host)
 		}
 		if done, _ := forward("cancel-tcpip-forward", host, port); !done {
-			t.Errorf("%q: not cancelled", host)
+			t.Errorf("%q: not canceled", host)
 		}
 		if conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 			conn.Close()
@@ -161,7 +161,7 @@ func TestRemoteForward(t *testing.T) {
 		}
 	}
 	if ok, _ := forward("tcpip-forward", "localhost", 70000); ok {
-		t.Error("port 70000 was granted")
+		t.Error("port 70000 was forwarded")
 	}
 
 	path := filepath.Join(t.TempDir(), "s")
@@ -170,16 +170,17 @@ func TestRemoteForward(t *testing.T) {
 		return ok
 	}
 	if !unixForward("streamlocal-forward@openssh.com") || unixForward("streamlocal-forward@openssh.com") {
-		t.Error("a socket is forwarded once")
+		t.Error("a socket was not forwarded, or twice")
 	}
 	if !unixForward("cancel-streamlocal-forward@openssh.com") || !unixForward("streamlocal-forward@openssh.com") {
-		t.Error("a cancelled socket can be forwarded again")
+		t.Error("a socket was not canceled, or not forwarded again")
 	}
 	c.Close()
-	eventually(t, "socket removed", func() bool { _, err := os.Stat(path); return os.IsNotExist(err) })
+	sshtest.Eventually(t, "the socket has been removed", func() bool { _, err := os.Stat(path); return os.IsNotExist(err) })
 }
 
 func TestForwardRules(t *testing.T) {
+	t.Parallel()
 	b := start(t, nil)
 	target := listen(t, "tcp", "127.0.0.1:0")
 	echo(t, target)
@@ -211,7 +212,7 @@ func TestForwardRules(t *testing.T) {
 		{"no socket", free, "direct-streamlocal@openssh.com", ssh.Marshal(directStreamlocal{Path: sock + "x"}), "connect failed: No such file or directory"},
 		{"abstract name", free, "direct-streamlocal@openssh.com", ssh.Marshal(directStreamlocal{Path: "@x"}), "connect failed: No such file or directory"},
 		{"tun", free, "tun@openssh.com", make([]byte, 8), "administratively prohibited: open failed"},
-		{"unknown", free, "what@example.com", nil, "unknown channel type: open failed"},
+		{"unknown", free, "unknown@example.com", nil, "unknown channel type: open failed"},
 		{"garbage", free, "direct-tcpip", []byte{1, 2}, "administratively prohibited: open failed"},
 		{"huge port", free, "direct-tcpip", tcp("127.0.0.1", port+65536), "administratively prohibited: open failed"},
 		{"not permitted", no, "direct-tcpip", tcp("127.0.0.1", port), "administratively prohibited: port forwarding is not permitted for this key"},
@@ -256,9 +257,10 @@ func TestForwardRules(t *testing.T) {
 	}
 }
 
-// TestClientClosesForward: a target that never says anything does not keep a
-// forward that its client has closed.
+// TestClientClosesForward closes a forward whose target sends nothing. The target must get the
+// client's data and EOF.
 func TestClientClosesForward(t *testing.T) {
+	t.Parallel()
 	b := start(t, nil)
 	l := listen(t, "tcp", "127.0.0.1:0")
 	defer l.Close()
@@ -279,6 +281,7 @@ func TestClientClosesForward(t *testing.T) {
 }
 
 func TestAgentForwarding(t *testing.T) {
+	t.Parallel()
 	b := start(t, nil)
 	c := b.dial(alice())
 	var mu sync.Mutex
@@ -328,14 +331,14 @@ func TestAgentForwarding(t *testing.T) {
 		}
 		wg.Wait()
 		c.Close()
-		eventually(t, "agent directory removed", func() bool { _, err := os.Stat(filepath.Dir(sock)); return os.IsNotExist(err) })
+		sshtest.Eventually(t, "the directory of the agent socket has been removed", func() bool { _, err := os.Stat(filepath.Dir(sock)); return os.IsNotExist(err) })
 	}
 	if opens != 20 {
 		t.Errorf("%d channels, want 20", opens)
 	}
 }
 
-// TestAgentWithOpenSSH lists the keys of a real ssh-agent from inside.
+// TestAgentWithOpenSSH lists the keys of an ssh-agent in a session.
 func TestAgentWithOpenSSH(t *testing.T) {
 	b := start(t, nil)
 	config := b.sshConfig(alice())
@@ -358,16 +361,15 @@ func TestAgentWithOpenSSH(t *testing.T) {
 	}
 }
 
-// TestListenAny: a port that is taken on one of the addresses is not the last one
-// tried.
+// TestListenAny checks that listenAny tries another port if one is in use on any address.
 func TestListenAny(t *testing.T) {
-	taken := 3
+	inUse := 3
 	listen := func(network, addr string) (net.Listener, error) {
 		if host, port, _ := net.SplitHostPort(addr); host == "::1" {
-			if taken--; taken >= 0 {
+			if inUse--; inUse >= 0 {
 				return nil, &net.OpError{Op: "listen", Err: syscall.EADDRINUSE}
 			}
-			addr = net.JoinHostPort("127.0.0.2", port) // there may be no IPv6
+			network, addr = "tcp4", net.JoinHostPort("127.0.0.2", port) // the machine may not have IPv6
 		}
 		return net.Listen(network, addr)
 	}
@@ -379,122 +381,15 @@ func TestListenAny(t *testing.T) {
 	if len(l.socks) != 2 || port == 0 {
 		t.Errorf("%d listeners, port %d", len(l.socks), port)
 	}
-	taken = 1000
+	inUse = 1000
 	if _, _, err := listenAny([]string{"127.0.0.1", "::1"}, listen); !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("when all are taken: %v", err)
+		t.Errorf("if all ports are in use: %v", err)
 	}
-}
-
-// TestX11SingleConnection: connections that come at the same moment as the only
-// one that may are not served.
-func TestX11SingleConnection(t *testing.T) {
-	b := start(t, nil)
-	for range 20 {
-		c := b.dial(alice())
-		var opened atomic.Int32
-		var serving sync.WaitGroup
-		serving.Go(func() {
-			for nc := range c.HandleChannelOpen("x11") {
-				opened.Add(1)
-				nc.Reject(ssh.Prohibited, "")
-			}
-		})
-		s, err := c.NewSession()
-		if err != nil {
-			t.Fatal(err)
-		}
-		ok, err := s.SendRequest("x11-req", true, ssh.Marshal(x11Request{true, "MIT-MAGIC-COOKIE-1", "00112233445566778899aabbccddeeff", 0}))
-		if !ok || err != nil {
-			t.Fatal(ok, err)
-		}
-		out, err := s.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.StdinPipe() // stays open, and cat with it
-		if err := s.Start("echo $DISPLAY; cat"); err != nil {
-			t.Fatal(err)
-		}
-		var display int
-		if _, err := fmt.Fscanf(out, "localhost:%d.0\n", &display); err != nil {
-			t.Fatal(err)
-		}
-		var dials sync.WaitGroup
-		for range 8 {
-			dials.Go(func() {
-				if conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", x11Port+display)); err == nil {
-					io.Copy(io.Discard, conn) // until it is closed
-					conn.Close()
-				}
-			})
-		}
-		dials.Wait()
-		c.Close()
-		serving.Wait()
-		if n := opened.Load(); n != 1 {
-			t.Fatalf("%d connections were served", n)
-		}
-	}
-}
-
-func TestX11(t *testing.T) {
-	b := start(t, nil)
-	c := b.dial(alice())
-	go func() {
-		for nc := range c.HandleChannelOpen("x11") {
-			ch, reqs, err := nc.Accept()
-			if err != nil {
-				return
-			}
-			go ssh.DiscardRequests(reqs)
-			go func() { io.WriteString(ch, "hello "); io.Copy(ch, ch); ch.CloseWrite() }()
-		}
-	}()
-	s, err := c.NewSession()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ok, err := s.SendRequest("x11-req", true, ssh.Marshal(x11Request{true, "MIT-MAGIC-COOKIE-1", "00112233445566778899aabbccddeeff", 0}))
-	if !ok || err != nil {
-		t.Fatal(ok, err)
-	}
-	in, _ := s.StdinPipe()
-	outPipe, _ := s.StdoutPipe()
-	if err := s.Start("echo $DISPLAY; xauth list; echo; cat"); err != nil {
-		t.Fatal(err)
-	}
-	var out bytes.Buffer
-	buf := make([]byte, 1000)
-	for !bytes.Contains(out.Bytes(), []byte("\n\n")) {
-		n, err := outPipe.Read(buf)
-		if out.Write(buf[:n]); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var display int
-	fmt.Sscanf(out.String(), "localhost:%d.0\n", &display)
-	if display < 10 || !strings.Contains(out.String(), "MIT-MAGIC-COOKIE-1  00112233445566778899aabbccddeeff") {
-		t.Fatalf("got %q", out.String())
-	}
-	addr := fmt.Sprintf("127.0.0.1:%d", 6000+display)
-	conn, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ask(t, conn, "x")
-	eventually(t, "a single connection's listener closed", func() bool {
-		conn, err := net.DialTimeout("tcp", addr, time.Second)
-		if err == nil {
-			conn.Close()
-		}
-		return err != nil
-	})
-	in.Close()
-	s.Wait()
 }
 
 func TestSFTPAndSCP(t *testing.T) {
-	for name, command := range servers(t) {
+	t.Parallel()
+	for name, command := range sftpCommands(t) {
 		t.Run(name, func(t *testing.T) {
 			b := start(t, func(s *Server) { s.SFTP = command })
 			config := b.sshConfig(alice())

@@ -12,37 +12,37 @@ import (
 	"time"
 )
 
-// A login is one with a terminal.
-type login struct {
-	at   time.Time // zero if there was none
+// A terminalLogin is a login with a terminal.
+type terminalLogin struct {
+	at   time.Time // zero if there was no login
 	line string    // the terminal, such as pts/3
 	from string    // the client's address
 }
 
-// String is what the next interactive session shows.
-func (l login) String() string {
+// String returns the line that the next interactive session shows.
+func (l terminalLogin) String() string {
 	return fmt.Sprintf("Last login: %s from %s", l.at.Format("Mon Jan _2 15:04:05 2006"), l.from)
 }
 
-// login records that the session is a login, if it has a terminal, and returns
-// the one before.
-func (s *session) login() login {
+// updateLastlog stores the session as the last login, and returns the previous one. Without
+// a terminal it does neither.
+func (s *session) updateLastlog() terminalLogin {
 	if s.tty == nil {
-		return login{}
+		return terminalLogin{}
 	}
-	now := login{at: time.Now(), line: strings.TrimPrefix(s.tty.name(), "/dev/"), from: "nowhere"}
+	now := terminalLogin{at: time.Now(), line: strings.TrimPrefix(s.tty.name(), "/dev/"), from: "nowhere"}
 	if s.c.id.Client.IsValid() {
 		now.from = s.c.id.Client.Addr().String()
 	}
-	return s.c.server.recordLogin(now)
+	return s.c.server.swapLastLogin(now)
 }
 
-// recordLogin remembers a login, and returns the one before it. Without a file
-// that it may write it knows of those to this agent only.
-func (s *Server) recordLogin(now login) (before login) {
+// swapLastLogin stores a login, and returns the previous one. Without a lastlog file that it
+// may write, it returns the previous login to this agent.
+func (s *Server) swapLastLogin(now terminalLogin) (before terminalLogin) {
 	s.mu.Lock()
 	before, s.lastLogin = s.lastLogin, now
-	s.mu.Unlock() // a disk may be slow
+	s.mu.Unlock() // before the file, since a disk may be slow
 	if s.Lastlog == "" {
 		return before
 	}
@@ -50,21 +50,21 @@ func (s *Server) recordLogin(now login) (before login) {
 	switch {
 	case err == nil && !logged.at.IsZero():
 		return logged
-	case err == nil: // the first, or the file is a link to /dev/null
+	case err == nil: // the first login, or the file is a link to /dev/null
 	case !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission):
-		s.Log.Warn("recording a login", "file", s.Lastlog, "err", err)
+		s.ClientLog.Warn("updating the lastlog file failed", "file", s.Lastlog, "err", err)
 	}
 	return before
 }
 
-// The struct lastlog of glibc's <lastlog.h>: a time, the terminal and the host,
-// the last two filled up with zeros.
+// An entry is glibc's struct lastlog (<lastlog.h>): a time, the terminal and the host, the
+// last two padded with zeros.
 const (
 	lastlogLine = 32
 	lastlogHost = 256
 )
 
-// lastlogTime is the size of the time, for which amd64 has kept 32 bits.
+// lastlogTime is the size of the time, which is 32 bits on amd64.
 func lastlogTime() int {
 	if runtime.GOARCH == "arm64" {
 		return 8
@@ -72,48 +72,47 @@ func lastlogTime() int {
 	return 4
 }
 
-// swapLastlog puts a login into the record of a user id, and returns what was
-// there.
-func swapLastlog(path string, uid uint32, now login) (before login, err error) {
+// swapLastlog writes the entry of a user id, and returns the previous one.
+func swapLastlog(path string, uid uint32, now terminalLogin) (before terminalLogin, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
-		return login{}, err
+		return terminalLogin{}, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	record := make([]byte, lastlogTime()+lastlogLine+lastlogHost)
-	at := int64(uid) * int64(len(record))
-	if _, err := f.ReadAt(record, at); err == nil {
-		before = decodeLastlog(record)
-	} else if err != io.EOF { // which says that the file does not reach as far
-		return login{}, err
+	entry := make([]byte, lastlogTime()+lastlogLine+lastlogHost)
+	at := int64(uid) * int64(len(entry))
+	if _, err := f.ReadAt(entry, at); err == nil {
+		before = decodeLastlog(entry)
+	} else if err != io.EOF { // io.EOF: the file ends before the entry
+		return terminalLogin{}, err
 	}
-	encodeLastlog(record, now)
-	_, err = f.WriteAt(record, at)
+	encodeLastlog(entry, now)
+	_, err = f.WriteAt(entry, at)
 	return before, err
 }
 
-func encodeLastlog(record []byte, l login) {
-	clear(record)
-	line := record[lastlogTime():]
+func encodeLastlog(entry []byte, l terminalLogin) {
+	clear(entry)
+	line := entry[lastlogTime():]
 	host := line[lastlogLine:]
 	seconds := l.at.Unix()
 	if lastlogTime() == 8 {
-		binary.NativeEndian.PutUint64(record, uint64(seconds))
+		binary.NativeEndian.PutUint64(entry, uint64(seconds))
 	} else {
-		binary.NativeEndian.PutUint32(record, uint32(seconds))
+		binary.NativeEndian.PutUint32(entry, uint32(seconds))
 	}
 	copy(line[:lastlogLine-1], l.line)
 	copy(host[:lastlogHost-1], l.from)
 }
 
-func decodeLastlog(record []byte) (l login) {
-	line := record[lastlogTime():]
+func decodeLastlog(entry []byte) (l terminalLogin) {
+	line := entry[lastlogTime():]
 	host := line[lastlogLine:]
 	var seconds int64
 	if lastlogTime() == 8 {
-		seconds = int64(binary.NativeEndian.Uint64(record))
+		seconds = int64(binary.NativeEndian.Uint64(entry))
 	} else {
-		seconds = int64(binary.NativeEndian.Uint32(record)) // as unsigned it lasts until 2106
+		seconds = int64(binary.NativeEndian.Uint32(entry)) // unsigned, which lasts until 2106
 	}
 	if seconds != 0 {
 		l.at = time.Unix(seconds, 0)

@@ -13,27 +13,28 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/sallyport-ssh/sallyport/internal/become"
+	"github.com/sallyport-ssh/sallyport/internal/runas"
 )
 
-// A process is a child that leads a session and process group of its own.
+// A process is a child that leads a session and a process group of its own.
 //
-// It is not an os.Process: that needs a thread for each child that is waited
-// for, and cannot signal a group without the risk that the group's number is
-// somebody else's by then.
+// It is not an os.Process, because waiting for that blocks a thread, and because os.Process
+// cannot signal a group safely: once the child has been reaped, another group may have the
+// same number.
 type process struct {
 	pid   int
-	pidfd *os.File // nil if the kernel has none
+	pidfd *os.File // nil if the kernel has no pidfd
 
-	// ended is closed when the process has been waited for, and status set.
+	// ended is closed when the process has been reaped. status is set before.
 	ended  chan struct{}
 	status unix.WaitStatus
 
 	mu     sync.Mutex
 	reaped bool
-	// hungUp is when hangUp was called; zero if it was not.
-	hungUp time.Time
-	// expired fires hangupGrace after that.
+	// terminated is set by terminate.
+	terminated bool
+	// grace is the time between SIGHUP and SIGKILL. expired is closed after SIGKILL.
+	grace   time.Duration
 	expired chan struct{}
 	kill    *time.Timer
 }
@@ -48,16 +49,15 @@ type command struct {
 	tty   bool // files[0] becomes the controlling terminal
 }
 
-// children has the pids of the processes that are waited for by whoever
-// started them. The lock is held for reading while one is started.
+// children are the pids of the children that this package waits for, so that ReapOrphans
+// leaves them alone. The lock is held for reading while a child is started.
 var children struct {
 	sync.RWMutex
 	pids sync.Map // int -> struct{}
 }
 
-// start starts a command with the rights of the account. Somebody must wait for
-// it.
-func (a Account) start(cmd command) (*process, error) {
+// start starts a command as the account and with its limits. The caller must call wait.
+func (l Login) start(cmd command) (*process, error) {
 	pidfd := -1
 	attr := syscall.ProcAttr{Sys: &syscall.SysProcAttr{Setsid: true, Setctty: cmd.tty, PidFD: &pidfd}}
 	for _, f := range cmd.files {
@@ -65,21 +65,17 @@ func (a Account) start(cmd command) (*process, error) {
 	}
 	var pid int
 	var err error
-	if os.Geteuid() == 0 && a.UID != 0 {
-		program := become.Program{
-			User: become.User{UID: a.UID, GID: a.GID, Groups: a.Groups},
-			Dir:  cmd.dir, Path: cmd.path, Argv: cmd.argv, Env: cmd.env,
-		}
-		err = program.Start(context.Background(), func(path string, argv []string, files [2]*os.File) error {
-			attr.Dir, attr.Env = "/", []string{}
-			attr.Files = append(attr.Files, files[0].Fd(), files[1].Fd())
-			pid, err = forkExec(path, argv, &attr)
-			return err
-		})
-	} else {
-		attr.Dir, attr.Env, attr.Sys.Credential = cmd.dir, cmd.env, a.credential()
-		pid, err = forkExec(cmd.path, cmd.argv, &attr)
+	program := runas.Program{
+		User: runas.User{UID: l.Account.UID, GID: l.Account.GID, Groups: l.Account.Groups},
+		Dir:  cmd.dir, Path: cmd.path, Argv: cmd.argv, Env: cmd.env,
+		Limits: l.Limits, Login: true,
 	}
+	err = program.Start(context.Background(), func(path string, argv []string, files [2]*os.File) error {
+		attr.Dir, attr.Env = "/", []string{}
+		attr.Files = append(attr.Files, files[0].Fd(), files[1].Fd())
+		pid, err = forkExec(path, argv, &attr)
+		return err
+	})
 	runtime.KeepAlive(cmd.files)
 	if err != nil {
 		if pid > 0 {
@@ -91,15 +87,15 @@ func (a Account) start(cmd command) (*process, error) {
 		}
 		return nil, err
 	}
-	p := &process{pid: pid, ended: make(chan struct{}), expired: make(chan struct{})}
+	p := &process{pid: pid, ended: make(chan struct{}), expired: make(chan struct{}), grace: hangupGrace}
 	if pidfd >= 0 {
-		unix.SetNonblock(pidfd, true) // or package os would not poll it
+		unix.SetNonblock(pidfd, true) // package os polls only non-blocking files
 		p.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
 	}
 	return p, nil
 }
 
-// forkExec is [syscall.ForkExec], after which the child is among the children.
+// forkExec is [syscall.ForkExec], and adds the child to children.
 func forkExec(path string, argv []string, attr *syscall.ProcAttr) (pid int, err error) {
 	children.RLock()
 	defer children.RUnlock()
@@ -110,25 +106,24 @@ func forkExec(path string, argv []string, attr *syscall.ProcAttr) (pid int, err 
 	return pid, err
 }
 
-// wait returns when the process has ended, and says how. It is called once.
+// wait waits for the process, reaps it and returns its status. It is called once.
 //
-// A process that was hung up takes its group with it: until hangupGrace has
-// passed, the pid, which is the group's number too, stays taken as long as the
-// group has other members.
+// If the process has been terminated, wait leaves it a zombie until its process group is
+// empty or has been killed. Until then the number of the group cannot be reused.
 func (p *process) wait() unix.WaitStatus {
 	p.waitExit()
 	p.mu.Lock()
-	hungUp := !p.hungUp.IsZero()
+	terminated := p.terminated
 	p.mu.Unlock()
-	if hungUp {
+	if terminated {
 		p.waitGroup()
 	}
 
 	var status unix.WaitStatus
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	// Who traces the process comes first: until he has waited, or has ended,
-	// there is nothing to wait for here, and nobody may have to wait for that.
+	// A tracer of the process must wait for it before its parent can. Poll, so that the
+	// lock is not held while the tracer does not.
 	for pause := time.Millisecond; ; pause = min(2*pause, time.Second) {
 		pid, err := unix.Wait4(p.pid, &status, unix.WNOHANG, nil)
 		if pid == p.pid || err != nil && err != unix.EINTR {
@@ -149,12 +144,12 @@ func (p *process) wait() unix.WaitStatus {
 	return status
 }
 
-// waitExit returns when the process has ended, and leaves it a zombie.
+// waitExit blocks until the process has ended, and leaves it a zombie.
 func (p *process) waitExit() {
 	if p.pidfd != nil {
 		raw, err := p.pidfd.SyscallConn()
 		if err == nil {
-			// A pidfd gets readable when its process has ended.
+			// A pidfd is readable when its process has ended.
 			err = raw.Read(func(fd uintptr) bool {
 				fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 				n, err := unix.Poll(fds, 0)
@@ -169,8 +164,8 @@ func (p *process) waitExit() {
 	}
 }
 
-// waitGroup returns when the group of the process, which has ended, has no
-// living member, or has been killed.
+// waitGroup blocks until the process group has no living member, or has been killed. The
+// process itself has ended.
 func (p *process) waitGroup() {
 	poll := time.NewTicker(50 * time.Millisecond)
 	defer poll.Stop()
@@ -183,16 +178,16 @@ func (p *process) waitGroup() {
 	}
 }
 
-// groups is which process groups had members that were not zombies, and when. Many
-// processes may be waited for at once, and all of /proc is read to tell.
+// groups caches the process groups with living members, because finding them takes a scan
+// of /proc, and many processes may be waited for at the same time.
 var groups struct {
 	sync.Mutex
 	at    time.Time
 	alive map[string]bool
 }
 
-// groupAlive says whether a process group has a member that is not a zombie, or had
-// one a moment ago. One that has none gets none any more.
+// groupAlive reports whether a process group has, or had 20 ms ago, a member that is not a
+// zombie. A group without members cannot get new ones.
 func groupAlive(pgid int) bool {
 	groups.Lock()
 	defer groups.Unlock()
@@ -217,7 +212,7 @@ func aliveGroups() map[string]bool {
 		if err != nil {
 			continue // gone
 		}
-		// pid (comm) state ppid pgrp ...; comm may hold anything (proc(5)).
+		// pid (comm) state ppid pgrp ...; comm may contain any byte (proc(5)).
 		f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 		if len(f) > 2 && f[0] != "Z" && f[0] != "X" {
 			alive[f[2]] = true
@@ -226,8 +221,8 @@ func aliveGroups() map[string]bool {
 	return alive
 }
 
-// signal sends sig to the process group. It fails once the process has been
-// waited for: the number may be another's then.
+// signal sends sig to the process group. It fails once the process has been reaped, because
+// another group may have the same number then.
 func (p *process) signal(sig unix.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -237,28 +232,28 @@ func (p *process) signal(sig unix.Signal) error {
 	return unix.Kill(-p.pid, sig)
 }
 
-// hangUp tells the process group that the bastion ends, and kills it after
-// hangupGrace. What called setsid(2) has left the group and lives on, where there
-// is something to live on. It does not wait, and may be called again.
-func (p *process) hangUp() {
+// terminate sends SIGHUP to the process group, and SIGKILL after p.grace. A process that has
+// called setsid(2) is not in the group. terminate does not block, and may be called again.
+func (p *process) terminate() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.reaped || !p.hungUp.IsZero() {
+	if p.reaped || p.terminated {
 		return
 	}
-	p.hungUp = time.Now()
+	p.terminated = true
 	unix.Kill(-p.pid, unix.SIGHUP)
-	unix.Kill(-p.pid, unix.SIGCONT) // or a stopped one would not hear of it
-	p.kill = time.AfterFunc(hangupGrace, func() {
+	unix.Kill(-p.pid, unix.SIGCONT) // a stopped process handles SIGHUP only when it continues
+	p.kill = time.AfterFunc(p.grace, func() {
 		p.signal(unix.SIGKILL)
 		close(p.expired)
 	})
 }
 
-// ReapOrphans reaps the processes that became children of this one because
-// their parents ended before them, as process 1 must, until stop is closed.
-// Children of this package's own it leaves to those who wait for them. signals
-// must deliver SIGCHLD.
+// ReapOrphans reaps orphaned processes, which process 1 inherits, until stop is closed. It
+// does not reap the children that this package has started, nor children in the session
+// of this process: these are programs such as id(1), for which package os/exec waits. All
+// others are in sessions of their own, and so are their descendants. signals must deliver
+// SIGCHLD.
 func ReapOrphans(signals <-chan os.Signal, stop <-chan struct{}) error {
 	for {
 		if err := reapOrphans(); err != nil {
@@ -273,9 +268,13 @@ func ReapOrphans(signals <-chan os.Signal, stop <-chan struct{}) error {
 }
 
 func reapOrphans() error {
-	// Nobody forks meanwhile: a child that is not in the list yet is no orphan.
+	// No child is started meanwhile, so each child of this package is in the list.
 	children.Lock()
 	defer children.Unlock()
+	own, err := unix.Getsid(0)
+	if err != nil {
+		return os.NewSyscallError("getsid", err)
+	}
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
 		return err
@@ -290,7 +289,10 @@ func reapOrphans() error {
 			if err != nil {
 				continue
 			}
-			if _, ours := children.pids.Load(pid); !ours {
+			if _, ours := children.pids.Load(pid); ours {
+				continue
+			}
+			if sid, err := unix.Getsid(pid); err == nil && sid != own {
 				unix.Wait4(pid, nil, unix.WNOHANG, nil)
 			}
 		}
@@ -306,8 +308,8 @@ var signalNames = map[unix.Signal]string{
 	unix.SIGUSR1: "USR1", unix.SIGUSR2: "USR2",
 }
 
-// signalName returns a signal's name on the wire. Signals without a name there
-// get the one sshd uses.
+// signalName returns the name of a signal in the protocol. For a signal without one it
+// returns sshd's substitute.
 func signalName(sig unix.Signal) string {
 	if name, ok := signalNames[sig]; ok {
 		return name

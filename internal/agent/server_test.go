@@ -1,10 +1,8 @@
 package agent
 
 import (
-	"context"
 	"crypto/ed25519"
 	"crypto/rand"
-	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -13,16 +11,17 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 	"github.com/sallyport-ssh/sallyport/internal/sshca"
+	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
 func TestLogin(t *testing.T) {
+	t.Parallel()
 	b := start(t, nil)
 	sign := func(fleet ssh.Signer, id identity.Identity, principal string, at time.Time) ssh.Signer {
 		s, err := sshca.Sign(fleet, id, principal, at)
@@ -31,7 +30,7 @@ func TestLogin(t *testing.T) {
 		}
 		return s
 	}
-	// with changes a good certificate and signs it again.
+	// with changes a valid certificate and signs it again.
 	with := func(change func(*ssh.Certificate)) ssh.Signer {
 		_, private, err := ed25519.GenerateKey(rand.Reader)
 		if err != nil {
@@ -44,9 +43,7 @@ func TestLogin(t *testing.T) {
 		cert := *sign(b.fleet, alice(), principal, time.Now()).PublicKey().(*ssh.Certificate)
 		cert.Key = signer.PublicKey()
 		change(&cert)
-		if err := cert.SignCert(rand.Reader, b.fleet); err != nil {
-			t.Fatal(err)
-		}
+		sshtest.SignCert(t, &cert, b.fleet)
 		out, err := ssh.NewCertSigner(&cert, signer)
 		if err != nil {
 			t.Fatal(err)
@@ -61,18 +58,17 @@ func TestLogin(t *testing.T) {
 		auth ssh.AuthMethod
 		ok   bool
 	}{
-		{"good", ssh.PublicKeys(sign(b.fleet, alice(), principal, now)), true},
+		{"valid", ssh.PublicKeys(sign(b.fleet, alice(), principal, now)), true},
 		{"another principal", ssh.PublicKeys(sign(b.fleet, alice(), "task:other", now)), false},
 		{"no principal", ssh.PublicKeys(with(func(c *ssh.Certificate) { c.ValidPrincipals = nil })), false},
 		{"another owner", ssh.PublicKeys(sign(b.fleet, bob, principal, now)), false},
 		{"expired", ssh.PublicKeys(sign(b.fleet, alice(), principal, now.Add(-time.Hour))), false},
 		{"not yet valid", ssh.PublicKeys(sign(b.fleet, alice(), principal, now.Add(time.Hour))), false},
-		{"another fleet", ssh.PublicKeys(sign(newSigner(t), alice(), principal, now)), false},
-		{"plain key", ssh.PublicKeys(newSigner(t)), false},
+		{"another fleet", ssh.PublicKeys(sign(sshtest.NewKey(t), alice(), principal, now)), false},
+		{"plain key", ssh.PublicKeys(sshtest.NewKey(t)), false},
 		{"the fleet's own key", ssh.PublicKeys(b.fleet), false},
 		{"host certificate", ssh.PublicKeys(with(func(c *ssh.Certificate) { c.CertType = ssh.HostCert })), false},
-		{"from here", ssh.PublicKeys(with(func(c *ssh.Certificate) { c.CriticalOptions["source-address"] = "127.0.0.0/8" })), true},
-		{"from elsewhere", ssh.PublicKeys(with(func(c *ssh.Certificate) { c.CriticalOptions["source-address"] = "192.0.2.1/32" })), false},
+		{"restricted to an address", ssh.PublicKeys(with(func(c *ssh.Certificate) { c.CriticalOptions["source-address"] = "127.0.0.0/8" })), false},
 		{"unknown restriction", ssh.PublicKeys(with(func(c *ssh.Certificate) { c.CriticalOptions["new@sallyport"] = "" })), false},
 		{"password", ssh.Password("x"), false},
 	} {
@@ -91,11 +87,36 @@ func TestLogin(t *testing.T) {
 	config := b.config(alice())
 	config.Auth = nil
 	if _, err := ssh.Dial("tcp", b.addr, config); err == nil {
-		t.Error("logged in without a credential")
+		t.Error("logged in without a key")
+	}
+}
+
+func TestMaxChannels(t *testing.T) {
+	t.Parallel()
+	var log strings.Builder
+	b := start(t, func(s *Server) {
+		s.MaxChannels = 5
+		s.Log = slog.New(slog.NewTextHandler(&log, nil))
+	})
+	c := b.dial(alice())
+	l := listen(t, "tcp", "127.0.0.1:0")
+	defer l.Close()
+	opened := 0
+	for range 10 {
+		if _, err := c.Dial("tcp", l.Addr().String()); err == nil {
+			opened++
+		}
+	}
+	c.Close()
+	b.stop()
+	<-b.ended
+	if lines := strings.Count(log.String(), "too many channels"); opened != 5 || lines != 1 {
+		t.Errorf("%d channels, %d lines in the log: %s", opened, lines, log.String())
 	}
 }
 
 func TestLimits(t *testing.T) {
+	listen(t, "tcp", "127.0.0.1:0").Close() // opens the files of the runtime's poller
 	baseGoroutines, baseFiles := runtime.NumGoroutine(), openFiles(t)
 	b := start(t, nil)
 	c := b.dial(alice())
@@ -111,7 +132,7 @@ func TestLimits(t *testing.T) {
 		defer ch.Close()
 	}
 	if refused != 10_000-defaultMaxSessions {
-		t.Errorf("%d of 10000 sessions refused", refused)
+		t.Errorf("%d of 10000 sessions were rejected", refused)
 	}
 	l := listen(t, "tcp", "127.0.0.1:0")
 	defer l.Close()
@@ -123,7 +144,7 @@ func TestLimits(t *testing.T) {
 		}
 		conns = append(conns, conn)
 	}
-	if len(conns) != maxChannels-defaultMaxSessions {
+	if len(conns) != defaultMaxChannels-defaultMaxSessions {
 		t.Errorf("%d forwards beside %d sessions", len(conns), defaultMaxSessions)
 	}
 	listeners := 0
@@ -141,7 +162,7 @@ func TestLimits(t *testing.T) {
 		t.Error(ok, err)
 	}
 	if _, err := other.NewSession(); err == nil {
-		t.Error("a session after no-more-sessions")
+		t.Error("a session was opened after no-more-sessions")
 	}
 	output(t, b.dial(alice()), "true") // another connection is not affected
 
@@ -152,7 +173,7 @@ func TestLimits(t *testing.T) {
 	if err := <-b.ended; err != nil {
 		t.Error(err)
 	}
-	eventually(t, "goroutines and files back to where they were", func() bool {
+	sshtest.Eventually(t, "as many goroutines and files as before", func() bool {
 		return runtime.NumGoroutine() <= baseGoroutines+1 && openFiles(t) <= baseFiles+1
 	})
 }
@@ -165,8 +186,9 @@ func openFiles(t testing.TB) int {
 	return len(entries)
 }
 
-// TestStrangers: whatever is said before the login ends that connection only.
-func TestStrangers(t *testing.T) {
+// TestGarbage sends invalid data before the login. Only that connection must end.
+func TestGarbage(t *testing.T) {
+	t.Parallel()
 	b := start(t, nil)
 	for _, text := range []string{"", "GET / HTTP/1.1\r\n\r\n", "SSH-1.0-x\r\n", "SSH-2.0-x\r\n\xff\xff\xff\xff\x00\x00", "SSH-2.0-x\r\n\x00\x00\x00\x0c\x0a\x14garbagegarb", strings.Repeat("x", 100_000)} {
 		c, err := net.Dial("tcp", b.addr)
@@ -183,14 +205,15 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
-// TestPanic: a panic in what serves one connection ends that connection, is
-// logged with its stack, and leaves others alone.
+// TestPanic causes a panic in a goroutine of one connection. It must end that connection
+// only, and be logged with its stack.
 func TestPanic(t *testing.T) {
+	t.Parallel()
 	var log lockedBuffer
 	b := start(t, func(s *Server) { s.Log = newLogger(&log) })
 	victim, other := b.dial(alice()), b.dial(alice())
 	output(t, victim, "true")
-	for _, c := range b.server.open() {
+	for _, c := range b.server.connections() {
 		if c.ssh.RemoteAddr().String() == victim.LocalAddr().String() {
 			c.spawn("test", func() { panic("boom") })
 		}
@@ -204,11 +227,12 @@ func TestPanic(t *testing.T) {
 	}
 }
 
-// TestPanicInLogin: a login that was promised to be let in and ended in a panic is
-// no use of the bastion.
+// TestPanicInLogin causes a panic after reserve. The reservation must be released, or the
+// bastion would never be idle.
 func TestPanicInLogin(t *testing.T) {
+	t.Parallel()
 	s, fleet := newServer(t)
-	near, far := net.Pipe()
+	near, far := sshtest.Pipe()
 	defer near.Close()
 	signer, err := sshca.Sign(fleet, alice(), principal, time.Now())
 	if err != nil {
@@ -217,7 +241,7 @@ func TestPanicInLogin(t *testing.T) {
 	var client sync.WaitGroup
 	defer client.Wait()
 	client.Go(func() {
-		ssh.NewClientConn(buffered(near), "", &ssh.ClientConfig{
+		ssh.NewClientConn(near, "", &ssh.ClientConfig{
 			User: "alice", Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(),
 		})
 		near.Close()
@@ -225,276 +249,12 @@ func TestPanicInLogin(t *testing.T) {
 	panicked := func() (p any) {
 		defer far.Close()
 		defer func() { p = recover() }()
-		s.login(&breaking{Conn: buffered(far), s: s})
+		s.handshake(far) // panics, because s.ClientLog is nil
 		return nil
 	}()
-	if panicked != "boom" || s.entering != 0 {
-		t.Errorf("it ended with %v; %d logins are still promised to be let in", panicked, s.entering)
+	if panicked == nil || s.reserved != 0 {
+		t.Errorf("panic %v, %d reservations", panicked, s.reserved)
 	}
-}
-
-// A breaking connection panics when something is written to it after a login has
-// been promised to be let in.
-type breaking struct {
-	net.Conn
-	s *Server
-}
-
-func (b *breaking) Write(p []byte) (int, error) {
-	b.s.mu.Lock()
-	promised := b.s.entering > 0
-	b.s.mu.Unlock()
-	if promised {
-		panic("boom")
-	}
-	return b.Conn.Write(p)
-}
-
-// TestStop: when the agent is told to stop, terminals are told why, processes
-// hang up, and clients learn how they ended.
-func TestStop(t *testing.T) {
-	b := start(t, nil)
-	c := b.dial(alice())
-	ch, reqs, err := c.OpenChannel("session", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan string, 10)
-	go func() {
-		for req := range reqs {
-			ended <- req.Type
-		}
-		close(ended)
-	}()
-	ch.SendRequest("pty-req", true, ssh.Marshal(ptyRequest{Term: "vt100"}))
-	ch.SendRequest("exec", true, ssh.Marshal(commandRequest{"echo ready; exec sleep 1000"}))
-	buf := make([]byte, 100)
-	if n, _ := ch.Read(buf); !strings.Contains(string(buf[:n]), "ready") {
-		t.Fatalf("got %q", buf[:n])
-	}
-	eventually(t, "the session is known to run", func() bool {
-		for _, c := range b.server.open() {
-			for _, s := range c.openSessions() {
-				s.mu.Lock()
-				running := s.proc != nil
-				s.mu.Unlock()
-				return running
-			}
-		}
-		return false
-	})
-	b.stop()
-	rest, _ := io.ReadAll(ch)
-	if !strings.Contains(string(rest), "This bastion is being stopped.\r\n") {
-		t.Errorf("the terminal shows %q", rest)
-	}
-	if got := <-ended; got != "exit-signal" {
-		t.Errorf("got %q, want exit-signal", got)
-	}
-	if err := <-b.ended; err != nil {
-		t.Error(err)
-	}
-}
-
-// A pipeListener and its connections live in memory, for a fake clock.
-type pipeListener struct {
-	conns  chan net.Conn
-	closed chan struct{}
-	once   sync.Once
-}
-
-func newPipeListener() *pipeListener {
-	return &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
-}
-
-func (l *pipeListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-func (l *pipeListener) Close() error   { l.once.Do(func() { close(l.closed) }); return nil }
-func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
-
-// dial returns the client's end of a connection that, unlike net.Pipe's, does
-// not wait for its reader: both sides of SSH begin by writing.
-func (l *pipeListener) dial() (net.Conn, error) {
-	a, b := net.Pipe()
-	c, d := buffered(a), buffered(b)
-	select {
-	case l.conns <- c:
-		return d, nil
-	case <-l.closed:
-		c.Close()
-		d.Close()
-		return nil, errors.New("refused")
-	}
-}
-
-type bufferedConn struct {
-	net.Conn
-	writes chan []byte
-	closed chan struct{}
-	once   sync.Once
-}
-
-func buffered(c net.Conn) *bufferedConn {
-	b := &bufferedConn{Conn: c, writes: make(chan []byte, 1000), closed: make(chan struct{})}
-	go func() {
-		for {
-			select {
-			case p := <-b.writes:
-				if _, err := c.Write(p); err != nil {
-					b.Close()
-				}
-			case <-b.closed:
-				return
-			}
-		}
-	}()
-	return b
-}
-
-func (b *bufferedConn) Write(p []byte) (int, error) {
-	select {
-	case b.writes <- append([]byte(nil), p...):
-		return len(p), nil
-	case <-b.closed:
-		return 0, net.ErrClosed
-	}
-}
-
-func (b *bufferedConn) Close() error {
-	b.once.Do(func() { close(b.closed) })
-	return b.Conn.Close()
-}
-
-// clocked serves an agent on a fake clock. login logs in over memory, as a
-// client that does or does not answer requests.
-func clocked(t *testing.T, idle, maxLife time.Duration) (login func(answer bool) (ssh.Conn, error), ended func() time.Duration, l *pipeListener) {
-	s, fleet := newServer(t)
-	s.Idle, s.MaxLife = idle, maxLife
-	s.Log = newLogger(io.Discard)
-	l = newPipeListener()
-	start := time.Now()
-	var at time.Duration
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if err := s.Serve(context.Background(), l); err != nil {
-			t.Errorf("Serve: %v", err)
-		}
-		at = time.Since(start)
-	}()
-	login = func(answer bool) (ssh.Conn, error) {
-		signer, err := sshca.Sign(fleet, alice(), principal, time.Now())
-		if err != nil {
-			return nil, err
-		}
-		nc, err := l.dial()
-		if err != nil {
-			return nil, err
-		}
-		c, chans, reqs, err := ssh.NewClientConn(nc, "", &ssh.ClientConfig{
-			User: "alice", Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, HostKeyCallback: ssh.FixedHostKey(s.HostKey.PublicKey()),
-		})
-		if err != nil {
-			return nil, err
-		}
-		if answer {
-			go ssh.DiscardRequests(reqs)
-			go func() {
-				for range chans {
-				}
-			}()
-		}
-		return c, nil
-	}
-	ended = func() time.Duration { <-done; return at }
-	return login, ended, l
-}
-
-func TestIdleUnused(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		_, ended, _ := clocked(t, 15*time.Minute, 0)
-		if got := ended(); got != 15*time.Minute {
-			t.Errorf("ended after %v", got)
-		}
-	})
-}
-
-func TestIdle(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		login, ended, _ := clocked(t, 15*time.Minute, 0)
-		time.Sleep(14 * time.Minute)
-		first, err := login(true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Hour)
-		second, err := login(true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		first.Close()
-		time.Sleep(time.Hour)
-		second.Close()
-		if got, want := ended(), 2*time.Hour+29*time.Minute; got != want {
-			t.Errorf("ended after %v, want %v", got, want)
-		}
-		if _, err := login(true); err == nil {
-			t.Error("logged in to an agent that has ended")
-		}
-	})
-}
-
-// TestStrangersAreNoUse: neither a half-open login nor a refused one keeps a
-// bastion.
-func TestStrangersAreNoUse(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		_, ended, l := clocked(t, 15*time.Minute, 0)
-		time.Sleep(14*time.Minute + 50*time.Second)
-		nc, err := l.dial()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := ended(); got != 15*time.Minute {
-			t.Errorf("ended after %v", got)
-		}
-		io.Copy(io.Discard, nc)
-		nc.Close()
-	})
-}
-
-func TestMaxLife(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		login, ended, _ := clocked(t, 15*time.Minute, 2*time.Hour)
-		c, err := login(true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.Wait()
-		if got := ended(); got != 2*time.Hour {
-			t.Errorf("ended after %v", got)
-		}
-	})
-}
-
-// TestKeepalive: a gateway that vanished without closing its connection does
-// not count as use for long.
-func TestKeepalive(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		login, ended, _ := clocked(t, 15*time.Minute, 0)
-		if _, err := login(false); err != nil {
-			t.Fatal(err)
-		}
-		got := ended()
-		if min, max := 15*time.Minute+keepaliveEvery, 15*time.Minute+(keepaliveMax+2)*keepaliveEvery; got < min || got > max {
-			t.Errorf("ended after %v, want between %v and %v", got, min, max)
-		}
-	})
 }
 
 func newLogger(w io.Writer) *slog.Logger { return slog.New(slog.NewJSONHandler(w, nil)) }
@@ -516,22 +276,30 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// TestIdleKeepsPromises: a gateway that is being told that it is in will find
-// the bastion there, even if the idle time ends at that moment.
-func TestIdleKeepsPromises(t *testing.T) {
-	s := &Server{Idle: time.Hour, idle: time.NewTimer(time.Hour), conns: map[*conn]struct{}{}}
-	stopped := false
-	stop := func(error) { stopped = true }
-	if !s.promise() {
-		t.Fatal("no promise although nothing ends")
+// TestRekeyBeforeLogin exchanges keys again before the login. The agent must close the
+// connection.
+func TestRekeyBeforeLogin(t *testing.T) {
+	t.Parallel()
+	b := start(t, nil)
+	nc, err := net.Dial("tcp", b.addr)
+	if err != nil {
+		t.Fatal(err)
 	}
-	s.idled(stop)
-	if stopped {
-		t.Error("the bastion ended under a login")
-	}
-	s.leave(nil) // which came to nothing
-	s.idled(stop)
-	if !stopped || s.promise() {
-		t.Errorf("stopped is %v, or a promise was given after the end", stopped)
+	defer nc.Close()
+	config := b.config(alice())
+	config.RekeyThreshold = 1 // which means 256 bytes
+	config.User = strings.Repeat("a", 256)
+	tries := 0
+	config.Auth = []ssh.AuthMethod{ssh.RetryableAuthMethod(ssh.PublicKeysCallback(func() ([]ssh.Signer, error) {
+		if tries++; tries > 1 { // the keys have been asked for
+			sshtest.Eventually(t, "the agent has closed the connection", func() bool {
+				_, err := nc.Write([]byte{0})
+				return err != nil
+			})
+		}
+		return []ssh.Signer{sshtest.NewKey(t)}, nil
+	}), 3)}
+	if _, _, _, err := ssh.NewClientConn(nc, b.addr, config); err == nil {
+		t.Error("logged in after a second key exchange")
 	}
 }

@@ -6,97 +6,95 @@ import (
 	"io"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
-	"time"
 
-	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
+	"github.com/sallyport-ssh/sallyport/internal/mux"
 	"github.com/sallyport-ssh/sallyport/internal/policy"
+	"github.com/sallyport-ssh/sallyport/internal/sshmsg"
 )
 
 const (
-	// maxEnv and maxEnvBytes bound what a client may put into a session's
-	// environment. 128 is sshd's limit.
+	// maxEnv and maxEnvBytes limit the variables that a client may set for one session.
+	// sshd has the same maxEnv.
 	maxEnv      = 128
 	maxEnvBytes = 64 << 10
 )
 
-// A session is one "session" channel: at most one terminal and one process
-// (RFC 4254 section 6).
+// A session is a "session" channel: at most one terminal and one process (RFC 4254
+// section 6).
 type session struct {
 	c  *conn
-	ch ssh.Channel
+	ch *mux.Channel
 
-	// What the requests before shell, exec or subsystem asked for. Used by
-	// the goroutine that handles requests, until started is set.
+	// The fields up to noSignals belong to the goroutine that handles requests. started is
+	// set by shell, exec or subsystem, and the requests before those set the others.
 	env      []string
 	envBytes int
 	x11      *x11
 	started  bool
-	// fixed says that the client did not choose the program, and may not
-	// signal it either.
-	fixed bool
+	// noSignals is set if the client did not choose the program. It may not send signals
+	// to it then, as in sshd.
+	noSignals bool
 
-	// stdout and stderr are the process's output, before it has started;
-	// stderr is nil with a terminal.
-	stdout, stderr *outflow
-	// delivered is closed when all output has been, as far as it is wanted.
+	// stdout and stderr are the output of the process. stderr is nil with a terminal.
+	stdout, stderr *outStream
+	// delivered is closed when both have been copied to the client, or need not be.
 	delivered chan struct{}
-	// unread is closed when the client has said that it reads no more of
-	// standard output, and gone when it has closed the channel or is gone.
-	unread, gone chan struct{}
-	// done is closed when the client has been told how the process ended,
-	// and the channel is closed from our side; or when there is no client.
+	// eow is closed when the client has sent eow@openssh.com: it does not read standard
+	// output any more. clientClosed is closed when the client has closed the channel or
+	// has disconnected.
+	eow, clientClosed chan struct{}
+	// done is closed when the client has the exit status and we have closed the channel,
+	// or when the client has closed it first.
 	done chan struct{}
 
 	mu  sync.Mutex
 	tty *terminal // nil without pty-req
-	// ends are our ends of the process's pipes, or the terminal.
-	ends []*os.File
-	// undelivered is how many outputs are still being copied.
+	// ourFiles are our ends of the process's pipes, or the master of the terminal.
+	ourFiles []*os.File
+	// undelivered is the number of outputs that are still being copied.
 	undelivered int
-	proc        *process
-	// hungUp says that the process is to get a hangup as soon as there is one,
-	// and abandoned that nobody wants its output.
-	hungUp, abandoned bool
+	proc        *process // nil before it has started
+	// terminated is set when the bastion ends, and detached when the client has closed
+	// the channel. The process, or the files, may come later than that.
+	terminated, detached bool
 }
 
-// session serves one session channel until both sides have closed it. A process
-// that outlives its client is the server's from then on.
-func (c *conn) session(nc ssh.NewChannel) {
+// session serves one session channel until both sides have closed it. The process may
+// continue after that.
+func (c *conn) session(nc *mux.NewChannel) {
 	s := &session{
-		c:         c,
-		delivered: make(chan struct{}),
-		unread:    make(chan struct{}),
-		gone:      make(chan struct{}),
-		done:      make(chan struct{}),
+		c:            c,
+		delivered:    make(chan struct{}),
+		eow:          make(chan struct{}),
+		clientClosed: make(chan struct{}),
+		done:         make(chan struct{}),
 	}
 	if !c.add(s) {
-		nc.Reject(ssh.ConnectionFailed, "open failed") // sshd's words beyond MaxSessions
+		nc.Reject(sshmsg.ConnectFailed, "open failed") // sshd's answer beyond MaxSessions
 		return
 	}
 	defer c.remove(s)
-	ch, reqs, err := nc.Accept()
+	ch, err := nc.Accept(0)
 	if err != nil {
 		close(s.done)
 		return
 	}
 	s.ch = ch
-	for req := range reqs {
+	for req := range ch.Requests() {
 		ok, start := s.request(req)
 		req.Reply(ok, nil)
 		if start != nil {
-			start() // after the reply, which must come before any output
+			start() // after the reply, which must precede the output
 		}
 	}
-	// The client has closed the channel, or is gone.
-	s.abandon()
+	// The client has closed the channel, or has disconnected.
+	s.detach()
 	if !s.started {
 		ch.Close()
 		close(s.done)
@@ -110,10 +108,9 @@ func (c *conn) session(nc ssh.NewChannel) {
 	}
 }
 
-// request handles one channel request without blocking for long: package ssh
-// stops reading the connection when requests pile up. If start is not nil, it
-// is to be called after the reply.
-func (s *session) request(req *ssh.Request) (ok bool, start func()) {
+// request handles one channel request without blocking for long. If start is not nil, the
+// caller must call it after the reply.
+func (s *session) request(req *mux.Request) (ok bool, start func()) {
 	if !s.started {
 		switch req.Type {
 		case "pty-req":
@@ -121,9 +118,9 @@ func (s *session) request(req *ssh.Request) (ok bool, start func()) {
 		case "env":
 			return s.requestEnv(req.Payload), nil
 		case "x11-req":
-			return s.requestX11(req.Payload), nil
+			return s.c.denied == "" && s.requestX11(req.Payload), nil
 		case "auth-agent-req@openssh.com", "agent-req":
-			return s.c.forwardAgent(), nil
+			return s.c.denied == "" && s.c.forwardAgent(), nil
 		case "shell":
 			if !s.mayRun(req) {
 				return false, nil
@@ -134,14 +131,14 @@ func (s *session) request(req *ssh.Request) (ok bool, start func()) {
 			if err != nil || !s.mayRun(req) {
 				return false, nil
 			}
-			// An empty command is a login shell to sshd too.
+			// As in sshd, an empty command is a login shell.
 			return s.requestStart(command, false)
 		case "subsystem":
 			name, err := parseCommand(req.Payload)
-			if err != nil || name != "sftp" || s.c.server.SFTP == "" || !s.mayRun(req) {
+			if err != nil || name != "sftp" || len(s.c.server.SFTP) == 0 || !s.mayRun(req) {
 				return false, nil
 			}
-			return s.requestStart(s.c.server.SFTP, true)
+			return s.requestStart(shellWords(s.c.server.SFTP), true)
 		}
 	}
 	switch req.Type {
@@ -157,8 +154,8 @@ func (s *session) request(req *ssh.Request) (ok bool, start func()) {
 	return false, nil
 }
 
-// mayRun says whether the login permits what the request wants to run.
-func (s *session) mayRun(req *ssh.Request) bool {
+// mayRun reports whether the login permits a shell, exec or subsystem request.
+func (s *session) mayRun(req *mux.Request) bool {
 	p := s.c.id.Permissions
 	return policy.MayRequest(p, req.Type, req.Payload) == nil && (s.tty != nil || policy.MayRunWithoutPTY(p, req.Type, req.Payload) == nil)
 }
@@ -171,9 +168,9 @@ func (s *session) requestTerminal(payload []byte) bool {
 	if err != nil {
 		return false
 	}
-	tty, err := s.c.server.Account.openTerminal(r)
+	tty, err := s.c.login.Account.openTerminal(r)
 	if err != nil {
-		s.c.log.Warn("no terminal", "err", err)
+		s.c.log.Warn("opening a terminal failed", "err", err)
 		return false
 	}
 	s.mu.Lock()
@@ -190,47 +187,27 @@ func (s *session) requestEnv(payload []byte) bool {
 	if !slices.ContainsFunc(s.c.server.AcceptEnv, func(pattern string) bool { return policy.Match(pattern, name) }) {
 		return false
 	}
+	if s.c.id.Permissions.ForceCommand != "" && changesCommand(name, value) {
+		return false
+	}
 	s.envBytes += len(name) + len(value)
 	s.env = append(s.env, name+"="+value)
 	return true
 }
 
 func (s *session) requestResize(payload []byte) bool {
-	var r windowChangeRequest
-	return s.tty != nil && ssh.Unmarshal(payload, &r) == nil && s.tty.resize(r) == nil
+	r, err := sshmsg.ParseWindowChange(payload)
+	return s.tty != nil && err == nil && s.tty.resize(r) == nil
 }
 
 func (s *session) requestBreak(payload []byte) bool {
-	var r breakRequest
-	return s.tty != nil && ssh.Unmarshal(payload, &r) == nil && s.tty.sendBreak() == nil
-}
-
-// stopOutput closes standard output: nobody reads it at the client any more, as
-// in "ssh host yes | head", and what still writes shall get SIGPIPE (OpenSSH
-// PROTOCOL section 2.1). Without it the command would run, and send, for ever.
-//
-// What has been read of it may wait for a window that the client does not open
-// any more; the end of the session does not wait for that.
-func (s *session) stopOutput() bool {
-	if s.stdout == nil {
-		return false
-	}
-	select {
-	case <-s.unread:
-		return true
-	default:
-		close(s.unread)
-	}
-	if s.tty == nil {
-		s.stdout.from.Close()
-	}
-	s.stdout.end()
-	return true
+	_, err := sshmsg.ParseBreak(payload)
+	return s.tty != nil && err == nil && s.tty.sendBreak() == nil
 }
 
 func (s *session) requestSignal(payload []byte) bool {
 	name, err := parseCommand(payload)
-	if err != nil || s.fixed {
+	if err != nil || s.noSignals {
 		return false
 	}
 	sig, ok := signalByName(name)
@@ -240,21 +217,29 @@ func (s *session) requestSignal(payload []byte) bool {
 	return ok && proc != nil && proc.signal(sig) == nil
 }
 
-// requestStart decides what to run, "" being a login shell.
+// requestStart decides which program to run; the command "" is a login shell. The caller has
+// checked the request against the login's permissions.
+//
+// As in sshd, a forced internal-sftp serves the sftp subsystem and denies other requests. A
+// login that may only copy files never gets a shell, because a shell would run start-up
+// files from the home directory, which the user can write.
 func (s *session) requestStart(command string, subsystem bool) (ok bool, start func()) {
 	l := launch{command: command, subsystem: subsystem}
-	if forced := s.c.id.Permissions.ForceCommand; forced != "" {
-		l.command, l.original = forced, command
-		// As in sshd_config(5), with the options of sftp-server(8).
-		if rest, ok := strings.CutPrefix(forced, "internal-sftp"); ok && (rest == "" || rest[0] == ' ') {
-			l.command = s.c.server.SFTP + rest
-		}
-		s.fixed = true
+	p := s.c.id.Permissions
+	args, forcedSFTP := policy.ForcedSFTP(p)
+	if p.ForceCommand != "" {
+		l.command, l.original = p.ForceCommand, command
 	}
-	s.fixed = s.fixed || subsystem
+	switch {
+	case forcedSFTP && !subsystem:
+		l.filesOnly, l.argv = true, nil
+	case policy.FilesOnly(p):
+		l.filesOnly, l.argv = true, slices.Concat(s.c.server.SFTP, args)
+	}
+	s.noSignals = p.ForceCommand != "" || subsystem
 	child, err := s.openFiles()
 	if err != nil {
-		s.c.log.Error("no pipes for a session", "err", err)
+		s.c.log.Error("creating pipes for a session failed", "err", err)
 		return false, nil
 	}
 	l.files = child
@@ -262,147 +247,32 @@ func (s *session) requestStart(command string, subsystem bool) (ok bool, start f
 	return true, func() { s.start(l) }
 }
 
-// A launch is what a session runs.
+// A launch describes the program of a session.
 type launch struct {
 	// command is for the shell's -c; empty means a login shell.
 	command string
-	// original is what the client asked for, if it got something else.
+	// original is the client's command, if another one is forced.
 	original  string
 	subsystem bool
-	// files are the process's standard input, output and error. They belong
-	// to the launch, and are closed once the process has them.
+	// filesOnly means that no shell runs. argv is the sftp server; if it is nil, the
+	// session ends with the message sftpOnly.
+	filesOnly bool
+	argv      []string
+	// files are the process's standard input, output and error. startProcess closes
+	// them.
 	files [3]*os.File
 }
 
-// openFiles connects the channel with what will be the process's standard
-// files, and returns those.
-func (s *session) openFiles() (child [3]*os.File, err error) {
-	if s.tty != nil {
-		s.undelivered = 1
-		s.stdout = s.copyOut(s.ch, s.tty.master)
-		s.copyIn(s.tty.master)
-		return [3]*os.File{s.tty.slave, s.tty.slave, s.tty.slave}, nil
-	}
-	// Pipes and not sockets: /dev/stdin can be opened again, and each stream
-	// ends by itself.
-	var ours [3]*os.File
-	for i := range ours {
-		fds := make([]int, 2)
-		if err := unix.Pipe2(fds, unix.O_CLOEXEC); err != nil {
-			closeAll(ours[:])
-			closeAll(child[:])
-			return child, os.NewSyscallError("pipe2", err)
-		}
-		mine, its := fds[0], fds[1]
-		if i == 0 {
-			mine, its = its, mine
-		}
-		unix.SetNonblock(mine, true) // for the poller; the process's end blocks
-		ours[i], child[i] = os.NewFile(uintptr(mine), "pipe"), os.NewFile(uintptr(its), "pipe")
-	}
-	s.copyIn(ours[0])
-	s.undelivered = 2
-	s.stdout = s.copyOut(s.ch, ours[1])
-	s.stderr = s.copyOut(s.ch.Stderr(), ours[2])
-	return child, nil
-}
-
-func closeAll(files []*os.File) {
-	for _, f := range files {
-		if f != nil {
-			f.Close()
-		}
-	}
-}
-
-// own makes f one of the session's ends, to be closed when it ends.
-func (s *session) own(f *os.File) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.ends = append(s.ends, f)
-	if s.abandoned {
-		s.leave(f)
-	}
-}
-
-// An outflow is a stream of what the process writes, on its way to the client.
-type outflow struct {
-	s     *session
-	from  *os.File
-	to    io.Writer
-	began atomic.Int64 // when the write under way began, in Unix nanoseconds; 0 if there is none
-	once  sync.Once
-}
-
-// Write implements [io.Writer].
-func (o *outflow) Write(p []byte) (int, error) {
-	o.began.Store(time.Now().UnixNano())
-	defer o.began.Store(0)
-	return o.to.Write(p)
-}
-
-// stuck says that the client has not taken a packet for a while.
-func (o *outflow) stuck(while time.Duration) bool {
-	began := o.began.Load()
-	return began != 0 && time.Since(time.Unix(0, began)) > while
-}
-
-// end says that nobody has to wait for o any more.
-func (o *outflow) end() {
-	o.once.Do(func() {
-		o.s.mu.Lock()
-		defer o.s.mu.Unlock()
-		if o.s.undelivered--; o.s.undelivered == 0 {
-			close(o.s.delivered)
-		}
-	})
-}
-
-// copyOut carries output to the client until nobody holds the other end any
-// more; a terminal says so with EIO, and finish sets a deadline for it. If the
-// client does not take the output, whoever writes gets SIGPIPE.
-func (s *session) copyOut(to io.Writer, from *os.File) *outflow {
-	s.own(from)
-	o := &outflow{s: s, from: from, to: to}
-	s.c.spawn("session output", func() {
-		defer o.end()
-		err := copyFrom(o, from)
-		if s.tty == nil {
-			from.Close()
-		} else if errors.Is(err, os.ErrDeadlineExceeded) {
-			copyRest(o, from)
-		}
-	})
-	return o
-}
-
-// copyIn carries the client's input to the process, and its end too.
-func (s *session) copyIn(to *os.File) {
-	s.own(to)
-	s.c.spawn("session input", func() {
-		if err := copyTo(to, s.ch); err != nil {
-			// The process does not read any more. Tell the client, as sshd
-			// does, and keep the window moving.
-			s.ch.SendRequest("eow@openssh.com", false, nil)
-			if s.tty == nil {
-				to.Close()
-			}
-			io.Copy(io.Discard, s.ch)
-			return
-		}
-		if s.tty == nil {
-			to.Close()
-		}
-	})
-}
-
-// start starts the process, and sees to its end in a goroutine.
+// start starts the process. finish handles its end in a goroutine.
 func (s *session) start(l launch) {
 	s.c.log.Info("session", "command", l.command, "original", l.original, "subsystem", l.subsystem, "pty", s.tty != nil)
-	last := s.login()
-	if s.quick(l) {
-		proc := s.startProcess(l)
-		s.c.spawn("session", func() { s.finish(proc) })
+	var last terminalLogin
+	if s.c.denied == "" {
+		last = s.updateLastlog()
+	}
+	if s.c.denied != "" || s.startsAtOnce(l) {
+		proc, status := s.startProcess(l)
+		s.c.spawn("session", func() { s.finish(proc, status) })
 		return
 	}
 	s.c.spawn("session", func() {
@@ -411,11 +281,12 @@ func (s *session) start(l launch) {
 	})
 }
 
-// startProcess starts what l says, and gives its files up. If that fails, it
-// tells the client why and returns nil.
-func (s *session) startProcess(l launch) *process {
+// startProcess starts the program of l and closes l's files. If the login is denied, or the
+// program cannot be started, it writes a message to the client, and returns nil and the
+// exit status.
+func (s *session) startProcess(l launch) (*process, unix.WaitStatus) {
 	defer closeAll(l.files[:])
-	a := s.c.server.Account
+	a := s.c.login.Account
 	shell := a.shell()
 	cmd := command{
 		path:  shell,
@@ -425,164 +296,86 @@ func (s *session) startProcess(l launch) *process {
 		files: l.files,
 		tty:   s.tty != nil,
 	}
-	if l.command != "" {
-		cmd.path, cmd.argv = s.commandLine(l.command)
+	switch {
+	case s.c.denied != "":
+		io.WriteString(l.files[2], s.c.denied)
+		return nil, exitCode(254) // sshd's status where there is /etc/nologin
+	case l.filesOnly && l.argv == nil:
+		fmt.Fprint(l.files[1], sftpOnly)
+		return nil, exitCode(1)
+	case l.filesOnly:
+		cmd.path, cmd.argv = l.argv[0], l.argv
+	case l.command != "":
+		cmd.argv = []string{path.Base(shell), "-c", l.command}
 	}
-	proc, err := s.c.server.start(cmd)
-	if err != nil && a.do(func() error { _, err := os.Stat(a.Home + "/."); return err }) != nil {
+	proc, err := s.c.start(cmd)
+	if err != nil && a.impersonate(func() error { _, err := os.Stat(a.Home + "/."); return err }) != nil {
 		fmt.Fprintf(l.files[2], "Could not chdir to home directory %s: %s\n", a.Home, errorText(err))
 		cmd.dir = "/"
-		proc, err = s.c.server.start(cmd)
+		proc, err = s.c.start(cmd)
 	}
 	if err != nil {
-		s.c.log.Warn("session did not start", "shell", shell, "err", err)
-		fmt.Fprintf(l.files[2], "%s: %s\n", shell, errorText(err))
-		return nil
+		s.c.log.Warn("starting a session failed", "program", cmd.path, "err", err)
+		fmt.Fprintf(l.files[2], "%s: %s\n", cmd.path, errorText(err))
+		return nil, exitCode(127)
 	}
 	s.setProcess(proc)
-	return proc
+	return proc, 0
 }
 
-// commandLine returns how a command line is run: by the user's shell, unless she
-// may only copy files. She could leave one that her shell reads when it begins, as
-// bash does; sh reads none.
-func (s *session) commandLine(line string) (path string, argv []string) {
-	path = s.c.server.Account.shell()
-	if p := s.c.id.Permissions; p.NoShell && p.NoExec {
-		path = "/bin/sh"
+// sftpOnly is sshd's answer to a shell or command if the forced command is internal-sftp.
+// The exit status is 1.
+const sftpOnly = "This service allows sftp connections only.\n"
+
+// shellWords quotes words for the shell and joins them.
+func shellWords(words []string) string {
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		quoted[i] = w
+		if w == "" || strings.ContainsFunc(w, func(r rune) bool {
+			return !strings.ContainsRune("+,-./:=@_", r) && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+		}) {
+			quoted[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+		}
 	}
-	return path, []string{filepath.Base(path), "-c", line}
+	return strings.Join(quoted, " ")
 }
 
-// setProcess makes proc the one that gets signals and the hangup, which may
-// have been due before it was there.
+// setProcess sets the process that gets signals. If the session has been terminated before
+// that, it terminates the process.
 func (s *session) setProcess(proc *process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.proc = proc
-	if proc != nil && s.hungUp {
-		proc.hangUp()
+	if proc != nil && s.terminated {
+		proc.terminate()
 	}
 }
 
-// finish waits for the process and for the end of its output, and closes the
-// channel, in sshd's order: exit-status at once, the rest of the output, EOF,
-// close. EOF never comes before exit-status, even if the process closed its
-// output long before it ended: a client that closes the channel at EOF would
-// not learn the status, since package ssh answers that close by itself.
-//
-// If the client goes before the process has ended, the process goes on.
-func (s *session) finish(proc *process) {
-	defer close(s.done)
-	status := exitCode(127)
-	if proc != nil {
-		select {
-		case <-proc.ended:
-			status = proc.status
-		case <-s.gone:
-			return // the files are closed by those who copied
-		}
-	}
-	if status.Signaled() {
-		s.ch.SendRequest("exit-signal", false, ssh.Marshal(exitSignal{
-			Signal: signalName(status.Signal()), CoreDumped: status.CoreDump(),
-		}))
-	} else {
-		s.ch.SendRequest("exit-status", false, ssh.Marshal(exitStatus{uint32(status.ExitStatus())}))
-	}
-	if s.tty != nil {
-		// What the terminal holds now is still sent. Background jobs that
-		// hold the terminal do not hold the session, with sshd neither.
-		s.tty.master.SetReadDeadline(time.Now())
-	}
-	if s.awaitOutput() {
-		s.ch.CloseWrite()
-	}
-	s.ch.Close()
-
+// terminate hangs up the terminal and terminates the process. finish still reports the exit
+// status and the output.
+func (s *session) terminate() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	closeAll(s.ends)
-}
-
-// stuckFor is how long a client that reads no more of standard output may take
-// for a packet of stderr before it is given up.
-const stuckFor = time.Second
-
-// awaitOutput waits until the client has all output. It reports false if the
-// client has said that it does not read all: something may then still wait to be
-// sent, and there can be no EOF.
-func (s *session) awaitOutput() bool {
-	select {
-	case <-s.delivered:
-	case <-s.unread:
-		tick := time.NewTicker(stuckFor / 2)
-		defer tick.Stop()
-		for s.stderr == nil || !s.stderr.stuck(stuckFor) {
-			select {
-			case <-s.delivered:
-				return false
-			case <-tick.C:
-			}
-		}
-	}
-	select {
-	case <-s.unread:
-		return false
-	default:
-		return true
-	}
-}
-
-func exitCode(code int) unix.WaitStatus { return unix.WaitStatus(code << 8) }
-
-// hangUp hangs up the process, and lets it and its output come to an end.
-func (s *session) hangUp() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.hungUp = true
+	s.terminated = true
 	if s.proc != nil {
 		if s.tty != nil {
 			s.tty.hangUp()
 		}
-		s.proc.hangUp()
+		s.proc.terminate()
 	}
 }
 
-// abandon takes its standard files away from the process of a client that has
-// gone. With a terminal that hangs up the line, and the kernel tells whoever is
-// in the foreground. Without one a process may not notice before it writes: sshd
-// sends no signal, and what was started to outlive a connection does.
-func (s *session) abandon() {
-	close(s.gone)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.abandoned = true
-	for _, f := range s.ends {
-		s.leave(f) // ends the copying; who copies closes it
-	}
-	if s.tty != nil {
-		s.tty.master.Close() // the kernel hangs up the line
-	}
-}
-
-// leave ends the copying of output at once, and that of input when what the
-// client sent before it closed the channel has been taken.
-func (s *session) leave(f *os.File) {
-	f.SetReadDeadline(time.Now())
-	f.SetWriteDeadline(time.Now().Add(drainTimeout))
-}
-
-// tell shows a line on the session's terminal, if it has one.
-func (s *session) tell(line string) {
+// notify shows a line on the session's terminal, if it has one.
+func (s *session) notify(line string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.tty != nil && s.proc != nil {
-		s.tty.say(line)
+		s.tty.notify(line)
 	}
 }
 
-// errorText is strerror(3) of what is in err.
+// errorText returns strerror(3) of the error number in err.
 func errorText(err error) string {
 	var errno syscall.Errno
 	if !errors.As(err, &errno) {

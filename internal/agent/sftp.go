@@ -1,76 +1,33 @@
 package agent
 
-import (
-	"errors"
-	"fmt"
-	"io"
-	"os"
-	"strconv"
-	"strings"
+import "os"
 
-	"github.com/pkg/sftp"
-	"golang.org/x/sys/unix"
-)
-
-// opensshSFTP is Debian's sftp-server, which knows more extensions than ours.
+// opensshSFTP is OpenSSH's sftp-server on Debian and Ubuntu.
 const opensshSFTP = "/usr/lib/openssh/sftp-server"
 
-// SFTPCommand returns the command line for [Server.SFTP]: OpenSSH's server if
-// the machine has it, and otherwise fallback.
-func SFTPCommand(fallback string) string {
-	if _, err := os.Stat(opensshSFTP); err == nil {
-		return opensshSFTP
+// sftpServers are the paths of sftp-server in various distributions.
+var sftpServers = []string{
+	opensshSFTP,
+	"/usr/libexec/openssh/sftp-server",           // Fedora, Red Hat, Amazon Linux
+	"/usr/lib/ssh/sftp-server",                   // Alpine, Arch, SUSE
+	"/usr/libexec/ssh/sftp-server",               // SUSE
+	"/usr/lib64/misc/sftp-server",                // Gentoo
+	"/usr/lib/misc/sftp-server",                  // Gentoo
+	"/usr/libexec/sftp-server",                   // Slackware, Void
+	"/usr/lib/sftp-server",                       // Debian, for compatibility
+	"/run/current-system/sw/libexec/sftp-server", // NixOS
+	"/usr/local/libexec/sftp-server",             // built from source
+}
+
+// SFTPCommand returns a command for [Server.SFTP]: OpenSSH's server if it is installed, and
+// otherwise fallback.
+func SFTPCommand(fallback ...string) []string { return sftpCommand(sftpServers, fallback) }
+
+func sftpCommand(places, fallback []string) []string {
+	for _, program := range places {
+		if info, err := os.Stat(program); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return []string{program}
+		}
 	}
 	return fallback
-}
-
-// An SFTP is the fallback for OpenSSH's sftp-server, with those of its options
-// that make sense in a forced command: see sftp-server(8).
-type SFTP struct {
-	ReadOnly bool   `short:"R" help:"Refuse what would change anything."`
-	Dir      string `short:"d" placeholder:"DIR" help:"Begin in this directory; %d is the home directory, %u the user name, %% a %."`
-	Umask    string `short:"u" placeholder:"UMASK" help:"Umask, in octal."`
-}
-
-// Serve serves the sftp protocol, with the rights of this process and relative to
-// its working directory, until the client is done. It is meant for a process of
-// its own that has become the account already, and that nobody may look into
-// from then on: a client could otherwise run what she likes by writing it to
-// /proc/self/mem.
-func (s SFTP) Serve(r io.Reader, w io.WriteCloser) error {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("PR_SET_DUMPABLE: %w", err)
-	}
-	if s.Umask != "" {
-		umask, err := strconv.ParseUint(s.Umask, 8, 12)
-		if err != nil || umask > 0o777 {
-			return fmt.Errorf("%q is no umask", s.Umask)
-		}
-		unix.Umask(int(umask))
-	}
-	if s.Dir != "" {
-		dir := strings.NewReplacer("%%", "%", "%d", os.Getenv("HOME"), "%u", os.Getenv("USER")).Replace(s.Dir)
-		if err := os.Chdir(dir); err != nil {
-			return err
-		}
-	}
-	dir, err := os.Getwd()
-	if err != nil {
-		return err
-	}
-	options := []sftp.ServerOption{sftp.WithServerWorkingDirectory(dir)}
-	if s.ReadOnly {
-		options = append(options, sftp.ReadOnly())
-	}
-	server, err := sftp.NewServer(struct {
-		io.Reader
-		io.WriteCloser
-	}{r, w}, options...)
-	if err != nil {
-		return err
-	}
-	if err := server.Serve(); err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	return nil
 }

@@ -7,19 +7,21 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport-ssh/sallyport/internal/sshmsg"
 )
 
 // A terminal is a session's pseudo terminal.
 type terminal struct {
 	master *os.File
-	// slave is open until the process has it, or the hangup of the terminal
-	// would not end the reading of its output.
+	// slave must be closed once the process has started: while it is open, reading
+	// from master does not end.
 	slave *os.File
-	term  string // the type, for TERM
+	term  string // the variable TERM
 }
 
-// openTerminal makes a terminal that belongs to the account.
-func (a Account) openTerminal(r ptyRequest) (*terminal, error) {
+// openTerminal opens a terminal that belongs to the account.
+func (a Account) openTerminal(r sshmsg.PTY) (*terminal, error) {
 	modes, err := parseModes(r.Modes)
 	if err != nil {
 		return nil, fmt.Errorf("terminal modes: %w", err)
@@ -35,10 +37,9 @@ func (a Account) openTerminal(r ptyRequest) (*terminal, error) {
 	return t, nil
 }
 
-// openPair opens the two ends of a new pseudo terminal: the master for package
-// os to poll, and the slave blocking, as programs expect their terminal to be.
-// (github.com/creack/pty leaves the master blocking, at the price of a thread
-// for each terminal, and without deadlines.)
+// openPair opens the two ends of a new pseudo terminal. The master is non-blocking, so that
+// package os polls it; the slave blocks, as programs expect. (github.com/creack/pty leaves
+// the master blocking, which takes a thread for each terminal and has no deadlines.)
 func openPair() (master, slave *os.File, err error) {
 	const flags = unix.O_RDWR | unix.O_NOCTTY | unix.O_CLOEXEC
 	m, err := unix.Open("/dev/ptmx", flags|unix.O_NONBLOCK, 0)
@@ -62,9 +63,9 @@ func openPair() (master, slave *os.File, err error) {
 	return master, os.NewFile(uintptr(s), name), nil
 }
 
-func (t *terminal) setUp(a Account, r ptyRequest, modes []terminalMode) error {
+func (t *terminal) setUp(a Account, r sshmsg.PTY, modes []terminalMode) error {
 	if os.Geteuid() == 0 {
-		// As sshd and login do: write(1) and wall(1) run with group tty.
+		// As in sshd and login(1), because write(1) and wall(1) run as group tty.
 		gid, mode := int(a.GID), os.FileMode(0o622)
 		if g, err := user.LookupGroup("tty"); err == nil {
 			if n, err := strconv.Atoi(g.Gid); err == nil {
@@ -81,14 +82,14 @@ func (t *terminal) setUp(a Account, r ptyRequest, modes []terminalMode) error {
 	if err := setModes(int(t.slave.Fd()), modes); err != nil {
 		return fmt.Errorf("setting terminal modes: %w", err)
 	}
-	return t.resize(windowChangeRequest{r.Cols, r.Rows, r.XPixels, r.YPixels})
+	return t.resize(sshmsg.WindowChange{Columns: r.Columns, Rows: r.Rows, Width: r.Width, Height: r.Height})
 }
 
 func (t *terminal) name() string { return t.slave.Name() }
 
-// resize never blocks; the kernel tells the foreground process group.
-func (t *terminal) resize(r windowChangeRequest) error {
-	size := unix.Winsize{Col: uint16(r.Cols), Row: uint16(r.Rows), Xpixel: uint16(r.XPixels), Ypixel: uint16(r.YPixels)}
+// resize sets the window size. The kernel sends SIGWINCH to the foreground process group.
+func (t *terminal) resize(r sshmsg.WindowChange) error {
+	size := unix.Winsize{Col: uint16(r.Columns), Row: uint16(r.Rows), Xpixel: uint16(r.Width), Ypixel: uint16(r.Height)}
 	return t.control(func(fd int) error { return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &size) })
 }
 
@@ -97,7 +98,7 @@ func (t *terminal) sendBreak() error {
 	return t.control(func(fd int) error { return unix.IoctlSetInt(fd, unix.TCSBRK, 0) })
 }
 
-// hangUp sends SIGHUP to the foreground process group, as losing the line does.
+// hangUp sends SIGHUP to the foreground process group.
 func (t *terminal) hangUp() {
 	t.control(func(fd int) error {
 		pgrp, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
@@ -120,9 +121,9 @@ func (t *terminal) control(f func(fd int) error) error {
 	return ferr
 }
 
-// say writes a line to the terminal itself, like wall(1), unless its output is
-// stopped.
-func (t *terminal) say(line string) {
+// notify writes a line to the terminal, as wall(1) does. It does nothing if the output of the
+// terminal is stopped.
+func (t *terminal) notify(line string) {
 	fd, err := unix.Open(t.name(), unix.O_WRONLY|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return
@@ -131,14 +132,29 @@ func (t *terminal) say(line string) {
 	unix.Write(fd, []byte("\n"+line+"\n"))
 }
 
-// close hangs up the terminal: its processes get SIGHUP from the kernel.
+// A terminalInput writes a client's input to its terminal. Package mux calls TryWrite.
+type terminalInput struct{ *os.File }
+
+// TryWrite writes as much of p as the terminal takes without waiting.
+func (t terminalInput) TryWrite(p []byte) (n int) {
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	raw.Write(func(fd uintptr) bool {
+		n, err = unix.Write(int(fd), p)
+		return true
+	})
+	return max(n, 0)
+}
+
+// close closes both ends. The kernel sends SIGHUP to the terminal's session.
 func (t *terminal) close() {
 	t.slave.Close()
 	t.master.Close()
 }
 
-// setModes sets a client's terminal modes, and leaves alone what it did not
-// mention.
+// setModes sets the client's terminal modes. Other modes do not change.
 func setModes(fd int, modes []terminalMode) error {
 	tio, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
@@ -153,7 +169,7 @@ func setModes(fd int, modes []terminalMode) error {
 func applyMode(tio *unix.Termios, m terminalMode) {
 	if i, ok := modeChars[m.Opcode]; ok {
 		tio.Cc[i] = byte(m.Value)
-		if m.Value == 255 { // "no such character"; Linux says 0
+		if m.Value == 255 { // no such character, which is 0 in Linux
 			tio.Cc[i] = 0
 		}
 	} else if f, ok := modeFlags[m.Opcode]; ok {
@@ -171,8 +187,7 @@ func applyMode(tio *unix.Termios, m terminalMode) {
 	}
 }
 
-// The opcodes of RFC 4254 section 8, and of RFC 8160 for IUTF8, that Linux has
-// something for.
+// The opcodes of RFC 4254 section 8, and of RFC 8160 (IUTF8), that Linux supports.
 const (
 	opISpeed = 128
 	opOSpeed = 129
@@ -184,7 +199,7 @@ var modeChars = map[byte]int{
 	13: unix.VWERASE, 14: unix.VLNEXT, 16: unix.VSWTC, 18: unix.VDISCARD,
 }
 
-// The four sets of flags of a termios.
+// The four fields of flags in a termios.
 const (
 	iflag = iota
 	lflag

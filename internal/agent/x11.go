@@ -6,20 +6,21 @@ import (
 	"os"
 	"sync"
 
-	"golang.org/x/crypto/ssh"
+	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/sshmsg"
 )
 
 const (
-	// firstDisplay is sshd's X11DisplayOffset, and maxDisplays how many it
-	// tries from there.
+	// firstDisplay is sshd's X11DisplayOffset. Like sshd, the agent tries maxDisplays
+	// from there.
 	firstDisplay = 10
 	maxDisplays  = 1000
-	// x11Port is where display 0 listens.
+	// x11Port is the TCP port of display 0.
 	x11Port = 6000
 )
 
-// An x11 is a session's forwarded display. Its cookie is one the client made
-// up; the client puts the real one in its place.
+// An x11 is a session's forwarded display. The client has invented its cookie, and replaces
+// it with the real one in forwarded connections.
 type x11 struct {
 	listener         *listener
 	number           int
@@ -37,10 +38,10 @@ func (s *session) requestX11(payload []byte) bool {
 		return false
 	}
 	if _, err := os.Stat(xauthPath); err != nil {
-		return false // as sshd: without it no program would find the cookie
+		return false // as in sshd: programs could not find the cookie
 	}
 	for n := firstDisplay; n < firstDisplay+maxDisplays; n++ {
-		l, _, err := s.c.server.Account.listenLoopback("localhost", uint32(x11Port+n))
+		l, _, err := s.c.login.Account.listen(bindAddresses("no", "localhost"), uint32(x11Port+n))
 		if err != nil {
 			continue
 		}
@@ -49,14 +50,14 @@ func (s *session) requestX11(payload []byte) bool {
 		s.c.serve(l, func(nc net.Conn) (string, []byte) {
 			first := false
 			one.Do(func() { first = true })
-			if r.SingleConnection && !first {
-				return "", nil // it had been accepted before the listener was closed
+			if r.Single && !first {
+				return "", nil // accepted before the listener was closed
 			}
-			if r.SingleConnection {
+			if r.Single {
 				l.close()
 			}
-			origin := addrPort(nc.RemoteAddr())
-			return "x11", ssh.Marshal(tcpAddr{origin.Addr().String(), uint32(origin.Port())})
+			origin := identity.AddrPort(nc.RemoteAddr())
+			return "x11", sshmsg.X11{OriginHost: origin.Addr().String(), OriginPort: uint32(origin.Port())}.Append(nil)
 		})
 		return true
 	}
@@ -67,8 +68,8 @@ func (x *x11) close() { x.listener.close() }
 
 func (x *x11) display() string { return fmt.Sprintf("localhost:%d.%d", x.number, x.screen) }
 
-// xauthCommands are what tells the account's programs the cookie. The parts
-// come from outside and were checked when they were parsed.
+// xauthCommands returns xauth's commands for storing the cookie. parseX11Request has checked
+// the client's protocol and cookie.
 func (x *x11) xauthCommands() string {
 	name := fmt.Sprintf("unix:%d.%d", x.number, x.screen)
 	return fmt.Sprintf("remove %s\nadd %s %s %s\n", name, name, x.protocol, x.cookie)

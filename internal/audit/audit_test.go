@@ -24,7 +24,7 @@ import (
 	"unicode/utf8"
 )
 
-// TestMain is also the process that TestKill kills.
+// TestMain is also the main function of the process that TestKill kills.
 func TestMain(m *testing.M) {
 	if path := os.Getenv("AUDIT_TEST_WRITE"); path != "" {
 		l, err := Open(Config{File: path, FailClosed: true, Log: slog.New(slog.DiscardHandler)})
@@ -51,7 +51,7 @@ func open(t *testing.T, cfg Config) *Log {
 	return l
 }
 
-// lines returns the events of a file, every line of which must be one.
+// lines returns the events of a file. Each line must be an event.
 func lines(t *testing.T, path string) []Event {
 	t.Helper()
 	data, err := os.ReadFile(path)
@@ -100,16 +100,17 @@ func TestFile(t *testing.T) {
 	}
 }
 
-// TestNil is a log that nobody asked for.
+// TestNil calls the methods of a nil Log.
 func TestNil(t *testing.T) {
 	var l *Log
 	l.OnFailure(func() {})
-	if err := errors.Join(l.Write(Event{Type: End}), l.Reopen(), l.Close()); err != nil {
+	l.Retry()
+	if err := errors.Join(l.Write(Event{Type: End}), l.Reopen(), l.Close()); err != nil || l.Blocks() {
 		t.Error(err)
 	}
 }
 
-// TestReopen rotates the file again and again while many write: every event is
+// TestReopen rotates the file repeatedly during concurrent writes. Each event must be
 // in one of the files, whole, once and in order.
 func TestReopen(t *testing.T) {
 	dir := t.TempDir()
@@ -155,7 +156,7 @@ func TestReopen(t *testing.T) {
 	}
 }
 
-// TestReopenFails keeps the old file.
+// TestReopenFails: the old file stays in use.
 func TestReopenFails(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "sub", "audit.log")
@@ -179,7 +180,7 @@ func TestReopenFails(t *testing.T) {
 	}
 }
 
-// TestTorn goes on after a line that was never finished.
+// TestTorn writes after a line without an end.
 func TestTorn(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	if err := os.WriteFile(path, []byte("{\"v\":1}\n{\"v\":1,\"se"), 0o600); err != nil {
@@ -195,9 +196,8 @@ func TestTorn(t *testing.T) {
 	}
 }
 
-// TestKill kills a process that writes as fast as it can: what it was told is
-// written is there, and whoever opens the file next goes on with a line of its
-// own.
+// TestKill kills a process during a write. All events whose Write has returned must be
+// in the file, and the next process must begin a new line.
 func TestKill(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	total := 0
@@ -240,7 +240,8 @@ func TestKill(t *testing.T) {
 	}
 }
 
-// TestFullDisk fills a disk, finds room again, and wants what is missing told.
+// TestFullDisk fills a disk and frees space again. The next line must have the number
+// of lost events.
 func TestFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting a disk that can be filled needs root")
@@ -292,7 +293,62 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestContinue counts and goes on.
+// TestRetry: a log that fails closed blocks logins until a retry succeeds. Retries are
+// not counted as lost events, and write nothing while the log works.
+func TestRetry(t *testing.T) {
+	w := &shortWriter{}
+	l := open(t, Config{Stdout: w, FailClosed: true})
+	if l.Blocks() {
+		t.Error("blocks before the first event")
+	}
+	if err := l.Write(Event{Type: Login}); err == nil || !l.Blocks() {
+		t.Errorf("after a failed write (%v), it does not block", err)
+	}
+	for range 3 {
+		l.Retry()
+	}
+	if !l.Blocks() {
+		t.Error("a failed retry ends the failure")
+	}
+	w.room = 1000
+	for range 3 {
+		l.Retry()
+	}
+	if l.Blocks() {
+		t.Error("a retry that succeeds does not end the failure")
+	}
+	var e Event
+	if err := json.Unmarshal([]byte(w.String()), &e); err != nil || e.Type != LogResumed || e.Lost != 1 || e.Seq != 1 {
+		t.Errorf("the log has %q (%v), want one event, with one lost", w.String(), err)
+	}
+
+	l = open(t, Config{Stdout: &shortWriter{}})
+	if l.Write(Event{Type: Login}); l.Blocks() {
+		t.Error("a log that does not fail closed blocks logins")
+	}
+}
+
+// TestRetryStuck: while a write blocks, retries do not fill the queue.
+func TestRetryStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pipe := &stuckPipe{opened: make(chan struct{})}
+		l := open(t, Config{Stdout: pipe, FailClosed: true})
+		l.Write(Event{Type: Login})
+		for range queueSize {
+			l.Retry()
+		}
+		if len(l.queue) != 0 || !l.Blocks() {
+			t.Errorf("%d events are queued, want none; blocks: %v", len(l.queue), l.Blocks())
+		}
+		close(pipe.opened)
+		synctest.Wait()
+		if l.Blocks() {
+			t.Error("the queued event does not end the failure")
+		}
+	})
+}
+
+// TestContinue: a log that does not fail closed counts lost events.
 func TestContinue(t *testing.T) {
 	var said strings.Builder
 	l := open(t, Config{File: "/dev/full", Log: slog.New(slog.NewTextHandler(&said, nil))})
@@ -302,12 +358,12 @@ func TestContinue(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if !strings.Contains(said.String(), "connections go on without it") {
+	if !strings.Contains(said.String(), "connections continue without it") {
 		t.Errorf("the operator reads %q", said.String())
 	}
 }
 
-// A stuckPipe takes nothing until it is opened.
+// A stuckPipe blocks writes until it is opened.
 type stuckPipe struct {
 	opened chan struct{}
 	got    strings.Builder
@@ -318,8 +374,8 @@ func (p *stuckPipe) Write(b []byte) (int, error) {
 	return p.got.Write(b)
 }
 
-// TestStuck: nothing ever waits for long, the queue is bounded, and what has
-// waited in it is written in the end.
+// TestStuck: no call blocks for longer than writeTimeout, the queue is limited, and
+// queued events are written when the sink recovers.
 func TestStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pipe := &stuckPipe{opened: make(chan struct{})}
@@ -327,11 +383,11 @@ func TestStuck(t *testing.T) {
 		var failures atomic.Int32
 		l.OnFailure(func() { failures.Add(1) })
 		began := time.Now()
-		if err := l.Write(Event{Type: Connection}); !errors.Is(err, ErrStuck) || time.Since(began) != patience {
+		if err := l.Write(Event{Type: Connection}); !errors.Is(err, ErrStuck) || time.Since(began) != writeTimeout {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
 		began = time.Now()
-		for range queued + 100 {
+		for range queueSize + 100 {
 			if err := l.Write(Event{Type: Connection}); !errors.Is(err, ErrStuck) {
 				t.Errorf("%v", err)
 			}
@@ -357,8 +413,8 @@ func TestStuck(t *testing.T) {
 			events++
 			lost += e.Lost
 		}
-		if events != queued+2 || lost != 100 {
-			t.Errorf("%d events and %d lost, want %d and 100", events, lost, queued+2)
+		if events != queueSize+2 || lost != 100 {
+			t.Errorf("%d events and %d lost, want %d and 100", events, lost, queueSize+2)
 		}
 		if err := l.Close(); err != nil {
 			t.Error(err)
@@ -366,7 +422,7 @@ func TestStuck(t *testing.T) {
 	})
 }
 
-// TestNotAFile refuses what a log would vanish in.
+// TestNotAFile refuses paths that are no files.
 func TestNotAFile(t *testing.T) {
 	dir := t.TempDir()
 	fifo := filepath.Join(dir, "fifo")
@@ -381,7 +437,7 @@ func TestNotAFile(t *testing.T) {
 	}
 }
 
-// TestStream begins a new line after one that was written in part.
+// TestStream begins a new line after a partial write.
 func TestStream(t *testing.T) {
 	w := &shortWriter{room: 5}
 	s := &stream{w: w}
@@ -409,7 +465,7 @@ func (w *shortWriter) Write(p []byte) (int, error) {
 	return w.Builder.Write(p)
 }
 
-// TestSyslog sends to a daemon, and to the one that takes its place.
+// TestSyslog sends to a daemon, and to its successor.
 func TestSyslog(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "log")
 	listen := func() *net.UnixConn {
@@ -437,7 +493,7 @@ func TestSyslog(t *testing.T) {
 	if err := l.Write(Event{Type: Connection, Conn: "abc"}); err != nil {
 		t.Fatal(err)
 	}
-	// authpriv is 10, info is 6: 10 * 8 + 6 (RFC 3164, section 4.1.1).
+	// authpriv is 10, info is 6: 10 * 8 + 6 (RFC 3164 section 4.1.1).
 	if got := read(first); !strings.HasPrefix(got, "<86>") || !strings.Contains(got, `"event":"connection","conn":"abc"}`) {
 		t.Errorf("%q", got)
 	}
@@ -455,8 +511,8 @@ func TestSyslog(t *testing.T) {
 	}
 }
 
-// FuzzLine: whatever strangers call themselves, it is one line of JSON that a
-// terminal may show and a syslog carry, and short values are kept.
+// FuzzLine: any values from clients make one line of JSON, printable and short enough
+// for syslog. Short values are unchanged.
 func FuzzLine(f *testing.F) {
 	f.Add("alice", "ls", "db:5432", 3)
 	f.Add("a\nb", "\x1b[2J\u009b31m\u202e", "\xff\xfe", 100)

@@ -12,17 +12,18 @@ import (
 	"unicode/utf8"
 )
 
-// Version is that of the schema. It grows when a field or an event changes its
-// meaning or goes away; new ones may come without that.
+// Version is the version of the schema. It is incremented if a field or an event
+// changes its meaning or is removed, but not for new fields and events.
 const Version = 1
 
-// A Type says what has happened; docs/audit.md says which fields each has.
+// A Type is the type of an event. docs/audit.md has the fields of each.
 type Type string
 
 // The types of events.
 const (
 	GatewayStarted Type = "gateway-started"
 	GatewayStopped Type = "gateway-stopped"
+	LogResumed     Type = "log-resumed"
 
 	Connection        Type = "connection"
 	ConnectionRefused Type = "connection-refused"
@@ -43,42 +44,52 @@ const (
 	Subsystem  Type = "subsystem"
 	SessionEnd Type = "session-end"
 
+	Transfer   Type = "transfer"
+	FileChange Type = "file-change"
+
 	Forward    Type = "forward"
 	ForwardEnd Type = "forward-end"
 	Listen     Type = "listen"
 	ListenEnd  Type = "listen-end"
 
+	KeyAdded   Type = "key-added"
+	KeyRemoved Type = "key-removed"
+
 	Refused Type = "refused"
 )
 
-// An Event is something that happened. Fields that do not apply are left at
-// zero, and are not written.
+// An Event is a line of the log. Fields with their zero value are not written.
 type Event struct {
-	// These are set by [Log.Write].
+	// Log.Write sets these fields.
 	Version int       `json:"v"`
-	Seq     uint64    `json:"seq"` // counts the lines of one process, from 1
+	Seq     uint64    `json:"seq"` // number of the line in this process, from 1
 	Time    time.Time `json:"time"`
 	Gateway string    `json:"gateway"`
-	Lost    uint64    `json:"lost,omitempty"` // events before this one that could not be written
+	Lost    uint64    `json:"lost,omitempty"` // events before this one that were not written
 
 	Type Type `json:"event"`
 
-	// Conn is the reference of the connection, as in the operator's log and
-	// in what its user is told.
+	// Conn is the reference of the connection, which is also in the operator's log
+	// and in messages to the user.
 	Conn    string         `json:"conn,omitempty"`
 	User    string         `json:"user,omitempty"`
 	Profile string         `json:"profile,omitempty"`
 	Client  netip.AddrPort `json:"client,omitzero"`
 	Server  netip.AddrPort `json:"server,omitzero"`
+	// Via is the ID of the gateway that acts for User on her console, and ViaConn
+	// the reference of her connection to it.
+	Via     string `json:"via,omitempty"`
+	ViaConn string `json:"via_conn,omitempty"`
 
 	ClientVersion string       `json:"client_version,omitempty"`
 	Key           string       `json:"key,omitempty"` // SHA-256 fingerprint, as ssh-keygen -l prints it
 	Certificate   *Certificate `json:"certificate,omitempty"`
-	AuthorizedBy  string       `json:"authorized_by,omitempty"` // what let the key in
-	Attempts      int          `json:"attempts,omitempty"`      // keys that were offered in vain
+	AuthorizedBy  string       `json:"authorized_by,omitempty"` // the line that granted the login
+	Attempts      int          `json:"attempts,omitempty"`      // keys that were refused
 
-	// Times is how many connections of Source it stands for, if more than one;
-	// without Source, of many.
+	// Times is the number of events that the line summarises, if more than one; the
+	// other fields are those of the last. Source is the network of refused
+	// connections; empty means several networks.
 	Times  int    `json:"times,omitempty"`
 	Source string `json:"source,omitempty"` // a network
 
@@ -89,34 +100,67 @@ type Event struct {
 	Channel *int   `json:"channel,omitempty"` // number of the channel on the connection
 	PTY     *PTY   `json:"pty,omitempty"`
 	Command string `json:"command,omitempty"`
-	// ForcedCommand runs in place of it, by the rules of the login.
+	// ForcedCommand is the forced command of the login, which runs instead.
 	ForcedCommand string `json:"forced_command,omitempty"`
-	// Subsystem is the name of one.
-	Subsystem string `json:"subsystem,omitempty"`
-	// Recording is the file that a session is recorded in.
+	Subsystem     string `json:"subsystem,omitempty"`
+	// Recording is the path of the session's recording.
 	Recording string `json:"recording,omitempty"`
-	// Incomplete says why the recording is not all of the session.
+	// RecordingParts is the number of its files, if more than one.
+	RecordingParts int `json:"recording_parts,omitempty"`
+	// Incomplete is the reason if the recording, or the events of transfers, do not
+	// cover the whole session.
 	Incomplete string `json:"incomplete,omitempty"`
 
-	// Kind is the type of a channel or request, in the words of the protocol.
+	// Protocol is sftp or scp, or http for a login by the HTTP API. Direction is upload
+	// or download.
+	Protocol  string `json:"protocol,omitempty"`
+	Direction string `json:"direction,omitempty"`
+	Path      string `json:"path,omitempty"`
+	// Base is the argument of scp: the file, or a folder that contains Path.
+	Base string `json:"base,omitempty"`
+	// Bytes were transferred, starting at Offset in the file.
+	Bytes  *int64 `json:"bytes,omitempty"`
+	Offset int64  `json:"offset,omitempty"`
+	// Change is the operation on Path: rename, remove, mkdir, rmdir, symlink, link,
+	// copy, mode, owner, truncate. NewValue is the other name, the target, or the
+	// mode, owner or size.
+	Change   string `json:"change,omitempty"`
+	NewValue string `json:"new_value,omitempty"`
+
+	// Kind is the type of a channel or request in the SSH protocol.
 	Kind        string `json:"kind,omitempty"`
 	Destination string `json:"destination,omitempty"` // host:port, or the path of a socket
 	Listener    string `json:"listener,omitempty"`    // the same, in the bastion
-	Origin      string `json:"origin,omitempty"`      // who connected, as the side that forwards says
+	Origin      string `json:"origin,omitempty"`      // address of the originator, as the forwarding side claims
 
-	By     string `json:"by,omitempty"`     // who ended or refused it: client, bastion, gateway
+	By     string `json:"by,omitempty"`     // the side that ended or refused it: client, bastion, gateway
 	Rule   string `json:"rule,omitempty"`   // the rule that refused it
 	Reason string `json:"reason,omitempty"` // for the operator
-	// ExitStatus and ExitSignal say how a command ended; both are unset if
-	// that is not known.
+	// ExitStatus or ExitSignal is the result of a command; neither is set if it is
+	// unknown.
 	ExitStatus *uint32 `json:"exit_status,omitempty"`
 	ExitSignal string  `json:"exit_signal,omitempty"`
 	*Totals
-	// Took is how long a start took, in seconds.
+	// Took is the duration of a start, in seconds.
 	Took float64 `json:"took,omitempty"`
+
+	// Platform is fargate or local, Capacity on-demand or spot. CPU is in units of
+	// 1/1024 vCPU, Memory in MiB, EphemeralStorage in GiB.
+	Platform         string `json:"platform,omitempty"`
+	Capacity         string `json:"capacity,omitempty"`
+	Architecture     string `json:"architecture,omitempty"`
+	CPU              int    `json:"cpu,omitempty"`
+	Memory           int    `json:"memory,omitempty"`
+	EphemeralStorage int    `json:"ephemeral_storage,omitempty"`
+	// RanFrom and RanUntil are the times between which the platform bills the
+	// bastion, by the platform's clock.
+	RanFrom  time.Time `json:"ran_from,omitzero"`
+	RanUntil time.Time `json:"ran_until,omitzero"`
+	// MaxLife is the longest time for which the bastion may run, in seconds.
+	MaxLife float64 `json:"max_life,omitempty"`
 }
 
-// A Certificate is what a user logged in with.
+// A Certificate is the certificate of a login.
 type Certificate struct {
 	ID         string   `json:"id"`
 	Serial     uint64   `json:"serial"`
@@ -131,7 +175,7 @@ type PTY struct {
 	Rows    uint32 `json:"rows"`
 }
 
-// Totals come at the end of something.
+// Totals are fields of events that end a connection, session or forward.
 type Totals struct {
 	FromClient int64   `json:"bytes_from_client"`
 	ToClient   int64   `json:"bytes_to_client"`
@@ -139,18 +183,22 @@ type Totals struct {
 }
 
 const (
-	// maxLine bounds a line, in bytes. What carries syslog is made for 8 KiB.
+	// maxLine limits a line, in bytes. Syslog daemons accept 8 KiB.
 	maxLine = 8000
-	// maxValue bounds a value before escaping. Clients may make commands and
-	// host names 256 KiB long.
+	// maxValue limits a value before escaping. Clients may send commands and host
+	// names of 256 KiB.
 	maxValue = 2048
-	// maxPrincipals bounds a certificate's. Package ssh has them as strangers
-	// wrote them.
+	// maxName limits host names, paths of sockets and types of channels: DNS names
+	// have at most 255 bytes, paths of sockets on Linux 108. maxReason limits
+	// reasons, which may contain such a name.
+	maxName   = 300
+	maxReason = 600
+	// maxPrincipals limits the principals of a certificate.
 	maxPrincipals = 32
 )
 
-// line returns e as JSON with a newline, never longer than maxLine. Whatever is
-// in it, it is one line of printable characters.
+// line returns e as one line of JSON with printable characters only, of at most
+// maxLine bytes.
 func (e Event) line() ([]byte, error) {
 	for limit := maxValue; ; limit /= 2 {
 		var buf bytes.Buffer
@@ -167,14 +215,23 @@ func (e Event) line() ([]byte, error) {
 	}
 }
 
-// clip shortens every value that strangers decide.
+// Clip returns e with the values from clients truncated to the length that is written
+// at most.
+func (e Event) Clip() Event { return e.clip(maxValue) }
+
+// clip truncates every value from clients.
 func (e Event) clip(limit int) Event {
 	for _, s := range []*string{
-		&e.User, &e.Profile, &e.ClientVersion, &e.Command, &e.Subsystem, &e.Kind, &e.Destination, &e.Listener,
-		&e.Origin, &e.Rule, &e.Reason, &e.ExitSignal, &e.AuthorizedBy, &e.Key, &e.Recording, &e.Incomplete, &e.Task,
-		&e.ForcedCommand, &e.Source,
+		&e.User, &e.Profile, &e.ClientVersion, &e.Command, &e.Subsystem, &e.AuthorizedBy, &e.Key, &e.Recording,
+		&e.Incomplete, &e.Task, &e.ForcedCommand, &e.Source, &e.Path, &e.Base, &e.NewValue, &e.Via, &e.ViaConn,
 	} {
 		*s = clip(*s, limit)
+	}
+	for _, s := range []*string{&e.Kind, &e.Destination, &e.Listener, &e.Origin, &e.ExitSignal} {
+		*s = clip(*s, min(limit, maxName))
+	}
+	for _, s := range []*string{&e.Rule, &e.Reason} {
+		*s = clip(*s, min(limit, maxReason))
 	}
 	if e.PTY != nil {
 		pty := *e.PTY
@@ -210,9 +267,9 @@ func clip(s string, limit int) string {
 	return fmt.Sprintf("%s... (%d bytes more)", s[:cut], len(s)-cut)
 }
 
-// printable escapes what a terminal would act on and encoding/json lets pass:
-// DEL, the C1 controls, marks that turn the direction of text. Outside of
-// strings JSON has none of it.
+// printable escapes the characters with an effect on terminals that encoding/json does
+// not escape: DEL, C1 controls, and marks that change the direction of text. They can
+// only be in strings.
 func printable(line []byte) []byte {
 	text := strings.TrimSuffix(string(line), "\n")
 	var b strings.Builder

@@ -6,26 +6,30 @@ import (
 	"io"
 	"log/syslog"
 	"os"
+	"sync/atomic"
 	"syscall"
 )
 
-// A file is appended to. Several processes may write to the same one, as they
-// do while one gateway drains and its successor is at work already.
+// A file is the sink for Config.File. Several processes may append to the same file:
+// a gateway that drains, and its successor.
 type file struct {
 	path    string
 	f       *os.File
 	regular bool
-	torn    bool // what was written last is part of a line
+	torn    bool // the last write left part of a line
+	reserve reserve
+	space   spaceCache
+	onDisk  atomic.Bool // regular, for concurrent calls of free
 }
 
-func openFile(path string) (*file, error) {
-	s := &file{path: path}
+func openFile(cfg Config) (*file, error) {
+	s := &file{path: cfg.File, reserve: reserve{size: cfg.Reserve, log: cfg.Log}}
 	return s, s.open()
 }
 
-// open opens the file at the path, and puts it in place of the present one.
+// open opens the path, and closes the file that was open before.
 func (s *file) open() error {
-	// Without O_NONBLOCK opening a FIFO might wait for ever.
+	// Without O_NONBLOCK, opening a FIFO might block.
 	f, err := os.OpenFile(s.path, os.O_CREATE|os.O_RDWR|os.O_APPEND|syscall.O_NONBLOCK, 0o600)
 	if err != nil {
 		return err
@@ -44,22 +48,45 @@ func (s *file) open() error {
 		f.Close()
 		return err
 	}
-	if s.f != nil {
-		s.f.Close()
-	}
+	s.closeFile()
 	s.f, s.regular, s.torn = f, info.Mode().IsRegular(), torn
+	s.onDisk.Store(s.regular)
+	if s.regular {
+		s.reserve.begin(f)
+	}
 	return nil
 }
 
-// endsTorn says whether the file ends within a line: a gateway was killed while
-// it wrote, or the machine lost its power.
+// closeFile closes the file, if one is open.
+func (s *file) closeFile() error {
+	if s.f == nil {
+		return nil
+	}
+	s.reserve.release(s.f)
+	return s.f.Close()
+}
+
+// free returns how many bytes can still be written; -1 if that is unknown.
+func (s *file) free() int64 {
+	if !s.onDisk.Load() {
+		return -1
+	}
+	free := s.space.free(s.path)
+	if free < 0 {
+		return -1
+	}
+	return free + s.reserve.left.Load()
+}
+
+// endsTorn reports whether the file ends within a line, because a gateway was killed
+// or the machine lost power.
 func endsTorn(f *os.File, info os.FileInfo) (bool, error) {
 	if !info.Mode().IsRegular() || info.Size() == 0 {
 		return false, nil
 	}
 	var last [1]byte
 	if _, err := f.ReadAt(last[:], info.Size()-1); err != nil {
-		return false, fmt.Errorf("looking at the end of %s: %w", f.Name(), err)
+		return false, fmt.Errorf("reading the end of %s: %w", f.Name(), err)
 	}
 	return last[0] != '\n', nil
 }
@@ -68,7 +95,7 @@ func (s *file) write(line []byte) error {
 	if s.torn {
 		line = append([]byte{'\n'}, line...)
 	}
-	// Held so that nobody appends between the write and the cut below.
+	// No other process may append between the write and the cut below.
 	if s.regular {
 		if err := flock(s.f, syscall.LOCK_EX); err != nil {
 			return err
@@ -78,6 +105,9 @@ func (s *file) write(line []byte) error {
 	n, err := s.f.Write(line)
 	if err == nil {
 		s.torn = false
+		if s.regular {
+			s.reserve.used(s.f, n)
+		}
 		return nil
 	}
 	if n > 0 && s.cut(n) != nil {
@@ -86,7 +116,7 @@ func (s *file) write(line []byte) error {
 	return err
 }
 
-// cut takes the last n bytes away again.
+// cut removes the last n bytes.
 func (s *file) cut(n int) error {
 	if !s.regular {
 		return errors.ErrUnsupported
@@ -111,9 +141,9 @@ func flock(f *os.File, how int) error {
 }
 
 func (s *file) reopen() error { return s.open() }
-func (s *file) close() error  { return s.f.Close() }
+func (s *file) close() error  { return s.closeFile() }
 
-// A stream is standard output.
+// A stream is the sink for Config.Stdout.
 type stream struct {
 	w    io.Writer
 	torn bool
@@ -133,9 +163,9 @@ func (s *stream) write(line []byte) error {
 }
 
 func (s *stream) reopen() error { return nil }
-func (s *stream) close() error  { return nil } // it is not ours
+func (s *stream) close() error  { return nil } // w belongs to the caller
 
-// A daemon is that of syslog(3).
+// A daemon is the sink for Config.Syslog.
 type daemon struct {
 	socket   string
 	facility syslog.Priority
@@ -166,7 +196,7 @@ func (s *daemon) reopen() error {
 	return nil
 }
 
-// write connects again by itself when the daemon has been restarted.
+// write reconnects if the daemon has been restarted; package syslog does so.
 func (s *daemon) write(line []byte) error {
 	_, err := s.w.Write(line)
 	return err

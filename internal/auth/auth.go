@@ -1,45 +1,53 @@
-// Package auth decides who may log in as whom, and what the login may do: by a
-// folder of authorized_keys files, one per user, named as the user, in the
-// format of sshd(8), AUTHORIZED_KEYS FILE FORMAT; by certificates of authorities
-// that are trusted; and by a command or a web server that is asked for a user's
-// keys. A list of revoked keys goes before all of them.
+// Package auth decides who may log in as which user, and with which permissions.
 //
-// What this package does not understand or cannot enforce, it refuses. A line
-// with a mistake, an unknown option or one that is not honoured here lets
-// nobody in, and harms no other line. [Keys.Check] lists such lines for the
-// operator; [Keys] also logs them once for every change of the file.
+// [Keys.Authorize] is the decision. It takes a user name, a public key or
+// certificate, and the client's address, and refuses the login unless one of these
+// sources grants it. They are asked in this order, and the first that knows the key
+// decides:
+//
+//  1. RevokedKeys refuses a key, or a certificate, or all certificates of an
+//     authority (revoked.go).
+//  2. TrustedUserCAKeys grants a certificate that names the user as a principal
+//     (cert.go).
+//  3. Dir, a folder with a file of authorized keys for each user, grants the keys in
+//     the user's file, and certificates of the authorities in it (keyfile.go). The
+//     format is that of sshd(8), AUTHORIZED_KEYS FILE FORMAT.
+//  4. SelfService grants the keys that users have added themselves, as far as Dir
+//     grants the keys that they were added with (ownkeys.go).
+//  5. Command and URL grant the keys that a program or a web server returns for the
+//     user (command.go, url.go, lookup.go).
+//
+// The result is a [Grant]: the permissions, the expiry, and the line that decided. A
+// verification code may be required as well; see [TOTP]. Roles may restrict the
+// permissions further; see package policy.
+//
+// A line with a mistake, or with an option that is unknown or not supported, is
+// refused: it grants nothing, and does not affect other lines. [Keys.Check] lists
+// such lines for the operator, and [Keys] logs them once per change of the file.
 //
 // # Changing keys while the gateway runs
 //
-// Files are looked at again for every login, so a change counts at once.
-// Writers should make a new file and rename it over the old one: a reader then
-// sees either the old file or the new one. A file that is rewritten in place is
-// safe too: a cut-off line is no key, a file that changes while it is read is
-// read again, and one that has just become empty or ends within a line is looked
-// at again a moment later before anybody is refused by it.
+// Each login checks whether the files have changed, so a change takes effect at
+// once. Writers should create a new file and rename it over the old one: a reader
+// then sees either the old file or the new one. A file that is rewritten in place is
+// safe, too. A truncated line is no key, a file that changes while it is read is read
+// again, and a file that has just become empty or ends within a line is read again a
+// moment later before it refuses a login.
 //
-// [Keys.Recheck] says of a login that is going on whether it would still be let
-// in.
+// [Keys.Recheck] decides again about a login that has been granted.
 //
-// # Strangers
+// # The cost of an unknown key
 //
-// A key that is only offered costs a look at some files, and the check of a
-// signature if it is a certificate of a trusted authority. A command or a web
-// server is asked only if the files do not have the key; see lookup.go for how
-// often a stranger can cause that.
+// A key that is only offered costs some calls of stat(2), and the verification of a
+// signature if it is a certificate. A command or a web server is asked only if the
+// files do not have the key; lookup.go has the limits.
 package auth
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/netip"
-	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,16 +59,16 @@ import (
 
 const (
 	maxFile = 1 << 20 // bytes of one user's keys
-	maxLine = 8 << 10 // as sshd(8) says
+	maxLine = 8 << 10 // bytes, as in sshd(8)
 	maxUser = 64      // bytes of a user name
 )
 
 var (
-	// ErrExpired is why a key or a certificate that was good is so no more.
+	// ErrExpired is the reason if a key or a certificate was valid in the past.
 	ErrExpired = errors.New("expired")
-	// ErrUndecided is why a login is refused when what it depends on cannot be
-	// read: neither yes nor no is known. It is no reason to end a login that
-	// is going on.
+	// ErrUndecided is the reason if the decision depends on something that cannot
+	// be read. The login is refused, but a login that was granted before should
+	// not end because of it.
 	ErrUndecided = errors.New("not known")
 )
 
@@ -69,152 +77,161 @@ type undecided struct{ error }
 
 func (u undecided) Unwrap() []error { return []error{u.error, ErrUndecided} }
 
-// The settings by which somebody may get in, as grants and messages name them.
+// The settings that grant logins, as in [Grant.Source] and in messages.
 const (
 	sourceDir     = "authorized_keys_dir"
 	sourceCA      = "trusted_user_ca_keys"
+	sourceOwn     = "self_service_keys"
 	sourceCommand = "authorized_keys_command"
 	sourceURL     = "authorized_keys_url"
 )
 
-// Keys lets people in. It is safe for concurrent use, must not be copied after
-// its first use, and its fields must not be changed then. What sshd_config(5)
-// has too means what it means there.
+// Keys grants logins by public keys. It is safe for concurrent use. It must not be
+// copied, nor its fields be changed, after the first use. Fields that sshd_config(5)
+// has, too, have the same meaning.
 type Keys struct {
-	// Dir holds one authorized_keys file per user. Like every file in it, and
-	// like all other files that are named here, it must belong to root or to
-	// the user the gateway runs as, and be writable by its owner only.
+	// Dir has one authorized_keys file per user, named like the user. Dir, the
+	// files in it and all other files named here must belong to root or to the
+	// user of this process, and must be writable by their owner only or be on a
+	// read-only mount. Files in Dir may be symbolic links; see folder.open. Files
+	// with names that no user can have are ignored; see checkName.
 	Dir string
 
-	// TrustedUserCAKeys are the paths of files of public keys, one a line:
-	// the authorities whose certificates let in the users that they name as
-	// principals. A certificate without principals lets nobody in.
+	// TrustedUserCAKeys are the paths of files of public keys, one per line: the
+	// authorities whose certificates grant logins to the users they name as
+	// principals. A certificate without principals grants nothing.
 	TrustedUserCAKeys []string
-	// AuthorizedPrincipalsDir, if not empty, holds a file for each user with
-	// the principals that may log in as her by such a certificate, in the
-	// format of AuthorizedPrincipalsFile; the user's own name is not among
-	// them unless the file has it.
+	// AuthorizedPrincipalsDir, if not empty, has a file per user with the
+	// principals that grant a login as her, in the format of
+	// AuthorizedPrincipalsFile. Then the user's own name is a principal only if
+	// the file has it.
 	AuthorizedPrincipalsDir string
-	// RevokedKeys, if not empty, is the path of keys that let nobody in: a
-	// list of public keys, one a line, or a key revocation list of
-	// ssh-keygen(1). If it cannot be read, everybody is refused.
+	// RevokedKeys, if not empty, is the path of a list of public keys, one per
+	// line, or of a key revocation list of ssh-keygen(1). If it cannot be read,
+	// every login is refused.
 	RevokedKeys string
 
-	// Command, if not empty, is a program and its arguments that prints the
-	// authorized keys of a user, and CommandUser the account it runs as. See
-	// command.go for the tokens that it may contain.
+	// Command, if not empty, is a program and its arguments. It prints the
+	// authorized keys of a user, and runs as the account CommandUser. See
+	// command.go for the tokens in the arguments.
 	Command     []string
 	CommandUser string
-	// URL, if not empty, is where to get the authorized keys of a user; %u in
-	// it stands for her name. It must begin with https, or name this machine.
-	// Only users are asked for who have a file in Dir, if only an empty one:
-	// half the world has keys at such places.
+	// URL, if not empty, is the address of a user's authorized keys, in which %u
+	// stands for her name. Its scheme is https, except for this machine. It is
+	// asked only for users who have a file in Dir, which may be empty: most
+	// accounts at such a server are no users of this gateway.
 	URL string
-	// LookupTimeout is how long Command and URL may take; zero means 10 s.
-	// LookupCache is how long an answer counts, zero meaning a minute, and
-	// LookupStale how long that of URL counts when none can be had any more,
-	// zero meaning 10 minutes. A login that came by either ends when there has
-	// been no answer for so long.
+	// LookupTimeout limits Command and URL; zero means 10 s. LookupCache is how
+	// long an answer is cached; zero means a minute. LookupStale is how long an
+	// answer of URL is used while URL fails, and how long a login that was granted
+	// by Command or URL survives failures; zero means 10 minutes.
 	LookupTimeout, LookupCache, LookupStale time.Duration
 
-	// Log, if not nil, is told what is wrong with the files: once for every
-	// change.
+	// SelfService, if not empty, is the folder of the keys that users have added
+	// themselves; see ownkeys.go. MakeOwn creates it.
+	SelfService string
+
+	// Log, if not nil, receives the mistakes in the files, once per change.
 	Log *slog.Logger
 
 	keys       cache[*keyFile]        // by user
+	own        cache[[]ownEntry]      // by user
 	principals cache[[]principalLine] // by user
-	cas        cache[map[string]int]  // by path: lines by key
+	cas        cache[map[string]int]  // by path; the number of each key's line
 	revoked    cache[*revocations]    // by path
-	// revokedBefore is what was revoked before the file changed last.
+	// revokedBefore is the content of RevokedKeys before its last change.
 	revokedBefore atomic.Pointer[document[*revocations]]
-	lookups       []*lookup // made once
-	once          sync.Once // for lookups
-	mu            sync.Mutex
-	said          map[[2]string]string // by what and user: what was last logged
-	shared        []state              // of the files that are not one user's
-	sharedAt      time.Time            // when that was
+
+	externalOnce sync.Once
+	external     []*lookup // Command and URL
+
+	mu           sync.Mutex
+	lastReported map[problemKey]string // the problems that were last logged
+	dirStates    map[fileKind]state    // of the folders whose file names were last checked
+	shared       []state               // of the files for all users; see statAll
+	sharedAt     time.Time
 }
 
-// A Grant is what a line of authorized_keys gives to who proves its key, or a
-// certificate to who proves the key in it.
+// A Grant is the result of a decision in favour of a login: the permissions of a
+// line of authorized keys, or of a certificate.
 type Grant struct {
 	identity.Permissions
-	// NoTouchRequired waives the touch of a FIDO key. It must reach
-	// golang.org/x/crypto/ssh as the extension "no-touch-required" of
-	// ssh.Permissions, or that package insists on the touch.
+	// NoTouchRequired waives the touch of a FIDO key. Unless it is set, the caller
+	// must refuse a signature of such a key without the flag for user presence.
 	NoTouchRequired bool
-	// Expires is the moment after which the grant is good for nothing; zero
-	// means never. Sessions that are open then are the caller's business.
+	// VerifyRequired requires that a FIDO key has verified its user, by a PIN or a
+	// fingerprint. If it is set, the caller must refuse a signature of such a key
+	// without the flag for user verification. As with sshd, keys of other types
+	// are not affected.
+	VerifyRequired bool
+	// Expires is the last moment at which the grant is valid; zero means never.
+	// The caller ends sessions that are open then.
 	Expires time.Time
 
-	// Key is the SHA-256 fingerprint of the key, as ssh-keygen -l prints it:
-	// for a certificate that of the key in it.
+	// Key is the SHA-256 fingerprint of the key, as ssh-keygen -l prints it. For a
+	// certificate it is that of the certified key.
 	Key string
-	// CertKeyID, CertSerial and Principals are the certificate's, and CAKey
-	// is the fingerprint of the key that signed it. They are empty for a
-	// plain key.
+	// CertKeyID, CertSerial and Principals are fields of the certificate, CAKey is
+	// the fingerprint of the key that signed it. They are empty for a plain key.
 	CertKeyID  string
 	CertSerial uint64
 	CAKey      string
 	Principals []string
-	// RolePrincipals are those of Principals that the operator's roles may go
-	// by: all, if the authority is one of TrustedUserCAKeys. One that a line of
-	// a user's authorized keys trusts is trusted for that line's principals
-	// only, and must not be able to hand out others.
+	// RolePrincipals are the Principals that may select roles: all of them if the
+	// authority is in TrustedUserCAKeys. An authority in a user's file is trusted
+	// for the principals of its line only, so that it cannot hand out roles.
 	RolePrincipals []string
 
-	// Source is the setting by which the login came in, such as
-	// "authorized_keys_dir", and Line is where in that: "alice:3" for that
-	// folder, "trusted_user_ca_keys ca.pub:1" or the like for the others. They
-	// are for logs.
+	// Source is the setting that granted the login, such as "authorized_keys_dir".
+	// Line is the place in it, such as "alice:3" or "trusted_user_ca_keys
+	// ca.pub:1". Both are for logs.
 	Source, Line string
 
-	basis basis
+	deps dependencies
 }
 
-// An attempt is somebody who would like to log in.
+// An attempt is the input of a decision.
 type attempt struct {
 	user string
-	key  ssh.PublicKey    // which may be cert
+	key  ssh.PublicKey    // may be cert
 	cert *ssh.Certificate // nil for a plain key
 	from netip.Addr
 	now  time.Time
-	// after is until when the answer counted by which the attempt was let in
-	// before; zero for a login.
-	after time.Time
+	// answersSince, if not zero, is the end of the validity of the answer that
+	// granted the login before; see lookup.usable.
+	answersSince time.Time
 
-	hasFile bool // the user has one in Dir; see byDir
+	hasFile bool // in Dir; set by byDir
 }
 
-// Authorize says what the owner of key may do as user, when coming from the
-// address from at the time now. The first line with that key whose from and
-// expiry-time options fit decides, as with sshd.
+// Authorize decides whether the owner of key may log in as user from the address
+// from at the time now. As with sshd, the first line with the key whose from and
+// expiry-time options fit decides.
 //
-// It has no effect other than filling caches, so it may be asked about keys that
-// are offered and not proven. As far as files go, a user who does not exist costs
-// the same steps as one who does; how long a command or a web server takes may
-// tell the two apart. It may take twice as long as LookupTimeout for each of them.
-// The error is for the operator's log, not for the user.
+// The only side effect is on caches, so Authorize may be called for a key that is
+// offered and not proven. For files, the steps are the same whether the user exists
+// or not; the duration of a lookup may tell. Authorize may block for twice
+// LookupTimeout for each of Command and URL. The error is for the operator's log, not
+// for the user.
 func (k *Keys) Authorize(user string, key ssh.PublicKey, from netip.Addr, now time.Time) (Grant, error) {
-	return k.authorize(&attempt{user: user, key: key, from: from, now: now}, waiting)
+	return k.authorize(&attempt{user: user, key: key, from: from, now: now}, lookupAndWait)
 }
 
-// effort is how far a decision goes.
-type effort int
+// A lookupMode tells a decision how to use Command and URL.
+type lookupMode int
 
 const (
-	waiting      effort = iota // ask everybody, and wait for the answers
-	inBackground               // take the answers that are there, and ask for others
-	filesOnly                  // ask nobody
+	lookupAndWait      lookupMode = iota // wait for answers
+	lookupInBackground                   // use cached answers, ask for new ones in the background
+	lookupNever                          // use files only
 )
 
-func (k *Keys) authorize(a *attempt, effort effort) (Grant, error) {
-	if !validUser(a.user) {
-		return Grant{}, errors.New("not a possible user name")
+func (k *Keys) authorize(a *attempt, mode lookupMode) (Grant, error) {
+	if err := checkName(a.user); err != nil {
+		return Grant{}, err
 	}
-	// Looked at before anything is read, so that what changes meanwhile is
-	// seen to have changed.
-	basis := k.look(a.user)
+	// Before any file is read, so that a change during the decision is noticed.
+	deps := k.statAll(a.user)
 	a.cert, _ = a.key.(*ssh.Certificate)
 	if err := a.checkForm(); err != nil {
 		return Grant{}, err
@@ -222,19 +239,19 @@ func (k *Keys) authorize(a *attempt, effort effort) (Grant, error) {
 	if err := k.checkRevoked(a); err != nil {
 		return Grant{}, err
 	}
-	g, err := k.decide(a, effort, &basis)
+	g, err := k.decide(a, mode, &deps)
 	if err != nil {
 		return Grant{}, err
 	}
-	g.basis = basis
-	g.Key = ssh.FingerprintSHA256(a.plainKey())
+	g.deps = deps
+	g.Key = Fingerprint(a.key)
 	return g, nil
 }
 
-// decide asks one source after the other. The first that knows the key, or the
-// authority of the certificate, has the last word, but for certificates: those
-// of TrustedUserCAKeys may still be let in by the user's own file, as with sshd.
-func (k *Keys) decide(a *attempt, effort effort, basis *basis) (Grant, error) {
+// decide asks the sources in order. The first that knows the key, or the authority
+// of the certificate, decides. As with sshd there is one exception: a certificate
+// that TrustedUserCAKeys refuses may still be granted by the user's file.
+func (k *Keys) decide(a *attempt, mode lookupMode, deps *dependencies) (Grant, error) {
 	var refusal error
 	if a.cert != nil {
 		g, known, err := k.byTrustedCA(a)
@@ -253,14 +270,19 @@ func (k *Keys) decide(a *attempt, effort effort, basis *basis) (Grant, error) {
 		return Grant{}, err
 	}
 	refusal = err
-	if effort == filesOnly {
+	if g, known, err := k.byOwn(a); known && err == nil {
+		return g, nil
+	} else if known || errors.Is(err, ErrUndecided) {
+		return Grant{}, err
+	}
+	if mode == lookupNever {
 		return Grant{}, refusal
 	}
-	for _, l := range k.outside() {
+	for _, l := range k.externalSources() {
 		if l.needsFile && !a.hasFile {
 			continue
 		}
-		file, until, err := l.ask(a.user, a.key, a.from, effort == waiting, a.after)
+		file, until, err := l.ask(a.user, a.key, a.from, mode == lookupAndWait, a.answersSince)
 		if err != nil {
 			refusal = err
 			continue
@@ -273,16 +295,16 @@ func (k *Keys) decide(a *attempt, effort effort, basis *basis) (Grant, error) {
 			return Grant{}, err
 		}
 		g.Source, g.Line = l.setting, l.setting+" "+g.Line
-		basis.until = until
+		deps.refreshAt = until
 		return g, nil
 	}
 	return Grant{}, refusal
 }
 
-// checkForm refuses keys of a kind that nobody may use.
+// checkForm refuses keys that no source may grant.
 func (a *attempt) checkForm() error {
 	if a.cert == nil {
-		return nil // only keys that are in a file get in, and those were checked
+		return nil // a file grants only keys that were checked when it was parsed
 	}
 	if a.cert.CertType != ssh.UserCert {
 		return errors.New("a certificate that is not for users")
@@ -290,277 +312,31 @@ func (a *attempt) checkForm() error {
 	if err := checkKey(a.cert.Key); err != nil {
 		return err
 	}
-	// Of every certificate, before it is looked for whom it lets in: how long
-	// the check takes would tell whether there is such a user. And until then it
-	// may say whatever its bearer likes, which is not for our log.
+	// The signature of every certificate is verified, before the search for a
+	// source that trusts it: the time it takes must not tell whether the user
+	// exists, and the fields of a forged certificate must not reach the log.
 	if err := checkKey(a.cert.SignatureKey); err != nil {
 		return fmt.Errorf("the certificate's authority: %w", err)
 	}
-	return a.signed()
+	return a.checkCertSignature()
 }
 
-// plainKey is the key, without a certificate around it.
-func (a *attempt) plainKey() ssh.PublicKey {
-	if a.cert != nil {
-		return a.cert.Key
-	}
-	return a.key
-}
-
-// byDir asks the user's file in Dir.
-func (k *Keys) byDir(a *attempt) (Grant, bool, error) {
-	for tries := 0; ; tries++ {
-		d, err := k.file(a.user)
-		if err != nil {
-			return Grant{}, false, err
-		}
-		if a.hasFile = d != nil; !a.hasFile {
-			return Grant{}, false, a.unknown()
-		}
-		g, known, err := d.text.match(a)
-		if err == nil {
-			g.Source = sourceDir
-			return g, true, nil
-		}
-		// Whoever writes the file in place will have done so in a moment.
-		if !d.halfWritten() || tries == 3 {
-			return g, known, err
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-}
-
-// file returns the user's keys as they are on disk at this moment, or nil.
-func (k *Keys) file(user string) (*document[*keyFile], error) {
-	return userFile(k, &k.keys, k.Dir, "authorized keys", user, parseFile)
-}
-
-// unknown is what nobody says to an attempt.
-func (a *attempt) unknown() error {
+// errUnknownKey is the refusal if no source knows the key.
+func (a *attempt) errUnknownKey() error {
 	if a.cert != nil {
 		return fmt.Errorf("nothing trusts the authority of this certificate for %s", a.user)
 	}
 	return fmt.Errorf("no line of %s's authorized keys has this key", a.user)
 }
 
-// validUser says whether name may become part of a path. It is what
-// useradd(8) and mail addresses need, and nothing that a file system, a shell
-// or the "user+profile" of a login gives a meaning to.
-func validUser(name string) bool {
-	if name == "" || len(name) > maxUser || name[0] == '-' || name[0] == '.' || strings.Contains(name, "..") {
-		return false
+// plainKey is key, without the certificate around it if there is one.
+func plainKey(key ssh.PublicKey) ssh.PublicKey {
+	if cert, ok := key.(*ssh.Certificate); ok {
+		return cert.Key
 	}
-	for _, c := range []byte(name) {
-		switch {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-		case c == '.', c == '_', c == '@', c == '-':
-		default:
-			return false
-		}
-	}
-	return true
+	return key
 }
 
-// A keyFile is the lines of one user's keys.
-type keyFile struct {
-	name    string             // for logs
-	entries map[string][]entry // by the key's wire format, in the order of the file
-}
-
-// parseFile parses every line, and keeps those without a mistake.
-func parseFile(path string, data []byte) (*keyFile, []error, error) {
-	return parseKeys(path, data, nil)
-}
-
-// parseKeys is parseFile, which may also refuse lines by their options.
-func parseKeys(path string, data []byte, refuse func(options) error) (*keyFile, []error, error) {
-	f := &keyFile{name: filepath.Base(path), entries: make(map[string][]entry)}
-	var problems []error
-	n := 0
-	for line := range bytes.SplitSeq(data, []byte("\n")) {
-		n++
-		e, err := parseLine(string(line), time.Local)
-		if err == nil && e.key != nil && refuse != nil {
-			err = refuse(e.options)
-		}
-		if err != nil {
-			problems = append(problems, fmt.Errorf("%s:%d: %w", path, n, err))
-			continue
-		}
-		if e.key == nil {
-			continue
-		}
-		e.line = n
-		blob := string(e.key.Marshal())
-		f.entries[blob] = append(f.entries[blob], e)
-	}
-	return f, problems, nil
-}
-
-// match finds the first line that lets the attempt in. known says whether there
-// is one for its key, or for the authority of its certificate, at all.
-func (f *keyFile) match(a *attempt) (g Grant, known bool, err error) {
-	key := a.key
-	if a.cert != nil {
-		key = a.cert.SignatureKey
-	}
-	err = a.unknown()
-	for _, e := range f.entries[string(key.Marshal())] {
-		if e.authority != (a.cert != nil) {
-			continue
-		}
-		at := fmt.Sprintf("%s:%d", f.name, e.line)
-		known = true
-		if a.cert != nil {
-			g, err = a.byCertificate(&e.options, e.principals)
-		} else {
-			g, err = e.grant(a)
-		}
-		if err == nil {
-			g.Line = at
-			return g, true, nil
-		}
-		err = fmt.Errorf("%s: %w", at, err)
-	}
-	return Grant{}, known, err
-}
-
-// check says whether the options let the attempt in at all.
-func (o *options) check(a *attempt) error {
-	switch {
-	case o.from != nil && !o.from.match(a.from):
-		return fmt.Errorf("the key may not be used from %v", a.from)
-	case !o.expires.IsZero() && a.now.After(o.expires):
-		return fmt.Errorf("the key %w at %s", ErrExpired, o.expires.Format(time.RFC3339))
-	}
-	return nil
-}
-
-// grant is what the options give to who proves the key, for the caller to keep
-// and change.
-func (o *options) grant(a *attempt) (Grant, error) {
-	if err := o.check(a); err != nil {
-		return Grant{}, err
-	}
-	p := o.permissions
-	p.PermitOpen = slices.Clone(p.PermitOpen)
-	p.PermitListen = slices.Clone(p.PermitListen)
-	p.Environment = slices.Clone(p.Environment)
-	return Grant{Permissions: p, NoTouchRequired: o.noTouch, Expires: o.expires}, nil
-}
-
-// report logs what is wrong with the file of that name, a user or a path, or
-// with the folder if name is empty, unless that was the last thing said about it.
-func (k *Keys) report(what, name string, problems []error) {
-	if k.Log == nil {
-		return
-	}
-	all := ""
-	if len(problems) > 0 {
-		all = errors.Join(problems...).Error()
-	}
-	id := [2]string{what, name}
-	k.mu.Lock()
-	news := k.said[id] != all
-	switch {
-	case all == "":
-		delete(k.said, id)
-	case news:
-		if k.said == nil || len(k.said) >= maxCached {
-			k.said = make(map[[2]string]string)
-		}
-		k.said[id] = all
-	}
-	k.mu.Unlock()
-	if !news {
-		return
-	}
-	level := slog.LevelWarn
-	if what == whatRevoked {
-		level = slog.LevelError // nobody gets in
-	}
-	user := slog.String("user", name)
-	if !validUser(name) {
-		user = slog.Attr{} // the errors have the path
-	}
-	// A file may hold thousands of mistakes; Check lists all.
-	for i, err := range problems {
-		if i == 20 {
-			k.Log.LogAttrs(context.Background(), level, "more lines of "+what+" refused", user, slog.Int("count", len(problems)-i))
-			break
-		}
-		k.Log.LogAttrs(context.Background(), level, what+" refused", user, slog.Any("err", err))
-	}
-}
-
-// Check returns all that is wrong with the files that k's fields name: first
-// that of the authorized keys as the function [Check] does, then the rest.
-// Nothing is run and nobody is asked.
-func (k *Keys) Check() []error {
-	problems := Check(k.Dir)
-	add := func(more []error, err error) {
-		problems = append(problems, more...)
-		if err != nil {
-			problems = append(problems, err)
-		}
-	}
-	for _, path := range k.TrustedUserCAKeys {
-		d, err := readFile(path, maxFile, nil, parseCAKeys)
-		if err == nil {
-			add(d.problems, nil)
-		} else {
-			add(nil, err)
-		}
-	}
-	if k.AuthorizedPrincipalsDir != "" {
-		add(checkDir(k.AuthorizedPrincipalsDir, "authorized principals", parsePrincipals), nil)
-	}
-	if k.RevokedKeys != "" {
-		_, err := readFile(k.RevokedKeys, maxRevoked, nil, parseRevocations)
-		add(nil, err)
-	}
-	if len(k.Command) > 0 {
-		_, err := k.command()
-		add(nil, err)
-	}
-	if k.URL != "" {
-		_, err := expandURL(k.URL, "user")
-		add(nil, err)
-	}
-	return problems
-}
-
-// Check returns all that is wrong with the authorized keys in dir, in the order
-// of the files' names, each as "path:line: reason" or "path: reason". Files
-// whose name starts with a dot are nobody's keys and are passed over.
-func Check(dir string) []error { return checkDir(dir, "authorized keys", parseFile) }
-
-func checkDir[T any](dir, what string, parse parser[T]) []error {
-	root, err := openDir(dir, what)
-	if err != nil {
-		return []error{err}
-	}
-	defer root.Close()
-	files, err := fs.ReadDir(root.FS(), ".")
-	if err != nil {
-		return []error{fmt.Errorf("listing the %s: %w", what, err)}
-	}
-	var problems []error
-	for _, f := range files {
-		name := f.Name()
-		if name[0] == '.' {
-			continue
-		}
-		if !validUser(name) {
-			problems = append(problems, fmt.Errorf("%s: the file's name is not a possible user name, so nobody gets in by it", filepath.Join(dir, name)))
-			continue
-		}
-		d, err := readIn(root, name, maxFile, nil, parse)
-		if err != nil {
-			problems = append(problems, err)
-			continue
-		}
-		problems = append(problems, d.problems...)
-	}
-	return problems
-}
+// Fingerprint is the SHA-256 fingerprint of key as ssh-keygen -l prints it. For a
+// certificate it is that of the certified key.
+func Fingerprint(key ssh.PublicKey) string { return ssh.FingerprintSHA256(plainKey(key)) }

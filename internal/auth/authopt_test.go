@@ -14,9 +14,9 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 )
 
-// The cases of this file are those that OpenSSH holds its own parser of options
-// against (regress/unittests/authopt): what the options of a line permit, what a
-// certificate does, and what is left of both.
+// The cases of this file are those of OpenSSH's tests of its own parser of options
+// (regress/unittests/authopt): the permissions of a line, of a certificate, and of
+// both together.
 
 // flags are the options that permit something, by their names in a line and in a
 // certificate.
@@ -32,6 +32,7 @@ var flags = []struct {
 }
 
 func TestAuthoptParse(t *testing.T) {
+	t.Parallel()
 	all, none := identity.AllowAll(), identity.Permissions{}
 	type result struct {
 		options
@@ -89,6 +90,7 @@ func TestAuthoptParse(t *testing.T) {
 // line, with certificates that have all flags, none, only that one, and all but
 // that.
 func TestAuthoptMerge(t *testing.T) {
+	t.Parallel()
 	for _, f := range flags {
 		without := allPermits()
 		delete(without, f.cert)
@@ -118,9 +120,10 @@ func TestAuthoptMerge(t *testing.T) {
 	}
 }
 
-// TestKeyOptions is what regress/key-options.sh asks of options that decide who
-// gets in.
+// TestKeyOptions has the cases of regress/key-options.sh for options that refuse a
+// login.
 func TestKeyOptions(t *testing.T) {
+	t.Parallel()
 	for line, want := range map[string]bool{
 		"":                       true,
 		`from="127.0.0.1"`:       false,

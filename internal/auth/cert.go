@@ -16,14 +16,8 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 )
 
-// whatCA and whatPrincipals name the files in messages.
-const (
-	whatCA         = "trusted user CA keys"
-	whatPrincipals = "authorized principals"
-)
-
-// parseCAKeys parses a file of authorities: public keys, one a line. The text
-// is the line of each key, by its wire format.
+// parseCAKeys parses a file of authorities: public keys, one per line. The content
+// has the line number of each key, by its wire format.
 func parseCAKeys(path string, data []byte) (map[string]int, []error, error) {
 	keys := make(map[string]int)
 	var problems []error
@@ -46,16 +40,16 @@ func parseCAKeys(path string, data []byte) (map[string]int, []error, error) {
 	return keys, problems, nil
 }
 
-// byTrustedCA asks TrustedUserCAKeys and AuthorizedPrincipalsDir. known says
-// whether the certificate's authority is among the former.
+// byTrustedCA asks TrustedUserCAKeys and AuthorizedPrincipalsDir. known reports
+// whether the certificate's authority is in TrustedUserCAKeys.
 func (k *Keys) byTrustedCA(a *attempt) (g Grant, known bool, err error) {
 	at := ""
 	ca := a.cert.SignatureKey.Marshal()
 	for _, path := range k.TrustedUserCAKeys {
-		d, readErr := sharedFile(k, &k.cas, path, whatCA, maxFile, parseCAKeys)
+		d, readErr := sharedFile(k, &k.cas, path, kindCA, maxFile, parseCAKeys)
 		if readErr != nil {
 			err = readErr
-		} else if line := d.text[string(ca)]; line != 0 {
+		} else if line := d.content[string(ca)]; line != 0 {
 			at = fmt.Sprintf("%s:%d", filepath.Base(path), line)
 			break
 		}
@@ -78,11 +72,11 @@ func (k *Keys) byTrustedCA(a *attempt) (g Grant, known bool, err error) {
 	return g, true, nil
 }
 
-// byPrincipals has the first line of the user's principals that the certificate
-// names decide, as with sshd.
+// byPrincipals asks the user's file in AuthorizedPrincipalsDir. As with sshd, the
+// first line with a principal of the certificate decides.
 func (k *Keys) byPrincipals(a *attempt) (g Grant, at string, err error) {
 	for tries := 0; ; tries++ {
-		d, err := userFile(k, &k.principals, k.AuthorizedPrincipalsDir, whatPrincipals, a.user, parsePrincipals)
+		d, err := userFile(k, &k.principals, k.AuthorizedPrincipalsDir, kindPrincipals, a.user, parsePrincipals)
 		if err != nil {
 			return Grant{}, a.user, err
 		}
@@ -90,7 +84,7 @@ func (k *Keys) byPrincipals(a *attempt) (g Grant, at string, err error) {
 		if d == nil {
 			return Grant{}, a.user, err
 		}
-		for _, l := range d.text {
+		for _, l := range d.content {
 			if !slices.Contains(a.cert.ValidPrincipals, l.principal) {
 				continue
 			}
@@ -99,10 +93,10 @@ func (k *Keys) byPrincipals(a *attempt) (g Grant, at string, err error) {
 			}
 			break
 		}
-		if !d.halfWritten() || tries == 3 {
+		if !d.halfWritten() || tries == halfWrittenRetries {
 			return Grant{}, a.user, err
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(halfWrittenDelay)
 	}
 }
 
@@ -113,8 +107,8 @@ type principalLine struct {
 	options
 }
 
-// parsePrincipals parses AuthorizedPrincipalsFile of sshd_config(5): a principal
-// a line, behind the options of authorized_keys if there are any.
+// parsePrincipals parses AuthorizedPrincipalsFile of sshd_config(5): one principal
+// per line, after the options of authorized_keys if there are any.
 func parsePrincipals(path string, data []byte) ([]principalLine, []error, error) {
 	var lines []principalLine
 	var problems []error
@@ -133,9 +127,9 @@ func parsePrincipals(path string, data []byte) ([]principalLine, []error, error)
 	return lines, problems, nil
 }
 
-// parsePrincipal parses one line; that of an empty line or a comment has no
-// principal. As with sshd a comment may stand behind one too, and so there is no
-// # in an option.
+// parsePrincipal parses one line. For an empty line or a comment the principal is
+// empty. As with sshd, a comment may also follow a principal, so an option cannot
+// contain a #.
 func parsePrincipal(text string, loc *time.Location) (principalLine, error) {
 	switch {
 	case len(text) > maxLine:
@@ -152,7 +146,7 @@ func parsePrincipal(text string, loc *time.Location) (principalLine, error) {
 			return principalLine{}, err
 		}
 		if rest != text[i+1:] {
-			return principalLine{}, fmt.Errorf("%s is not one principal behind options", quote(rest))
+			return principalLine{}, fmt.Errorf("%s is not one principal after options", quote(rest))
 		}
 		if o.authority {
 			return principalLine{}, errors.New(`option "cert-authority": belongs to keys, not to principals`)
@@ -165,26 +159,22 @@ func parsePrincipal(text string, loc *time.Location) (principalLine, error) {
 	return l, nil
 }
 
-// byCertificate says what the certificate permits, restricted by the options of
-// the line that trusts it; nil is a line that restricts nothing. principals are
-// those that may log in, one of which the certificate must name; nil means the
-// user's own name. Roles may go by no other principals either.
+// byCertificate returns the permissions of the certificate, restricted by the options
+// of the line that trusts it; nil options do not restrict. The certificate must name
+// one of the principals; nil principals mean the user's own name. RolePrincipals are
+// those of the certificate that are among them.
 //
-// Where certificate and line say different things, the stricter counts.
+// If certificate and line differ, the stricter one counts.
 func (a *attempt) byCertificate(o *options, principals []string) (Grant, error) {
 	if principals == nil {
 		principals = []string{a.user}
 	}
 	cert := a.cert
-	mine := slices.DeleteFunc(slices.Clone(cert.ValidPrincipals), func(p string) bool { return !slices.Contains(principals, p) })
-	switch {
-	case len(cert.ValidPrincipals) == 0:
-		// Package ssh, and sshd in some places, takes it for everybody's.
-		return Grant{}, errors.New("the certificate names no principals")
-	case len(mine) == 0:
+	matching := slices.DeleteFunc(slices.Clone(cert.ValidPrincipals), func(p string) bool { return !slices.Contains(principals, p) })
+	if len(matching) == 0 {
 		return Grant{}, fmt.Errorf("none of the certificate's principals, %s, may log in as %s", quote(strings.Join(cert.ValidPrincipals, ",")), a.user)
 	}
-	until, err := a.valid()
+	until, err := a.checkValidity()
 	if err != nil {
 		return Grant{}, err
 	}
@@ -194,51 +184,58 @@ func (a *attempt) byCertificate(o *options, principals []string) (Grant, error) 
 		CertSerial: cert.Serial,
 		CAKey:      ssh.FingerprintSHA256(cert.SignatureKey),
 		Principals: slices.Clone(cert.ValidPrincipals),
+
+		RolePrincipals: matching,
 	}
-	g.RolePrincipals = mine
 	if err := a.certOptions(&g); err != nil {
 		return Grant{}, err
 	}
 	if o != nil {
-		if err := a.restrict(&g, o); err != nil {
+		line, err := o.grant(a)
+		if err != nil {
 			return Grant{}, err
+		}
+		if err := g.intersect(line); err != nil {
+			return Grant{}, fmt.Errorf("the certificate and the line %w", err)
 		}
 	}
 	return g, nil
 }
 
-// caSignatures are the algorithms a certificate may be signed with: those of
-// CASignatureAlgorithms of sshd_config(5), which leaves SHA-1 out.
+// caSignatures are the algorithms of accepted signatures of certificates: the
+// defaults of CASignatureAlgorithms in sshd_config(5), without SHA-1.
 var caSignatures = []string{
 	ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521,
 	ssh.KeyAlgoSKED25519, ssh.KeyAlgoSKECDSA256, ssh.KeyAlgoRSASHA256, ssh.KeyAlgoRSASHA512,
 }
 
-// signed checks the signature of the certificate, and nothing else.
-func (a *attempt) signed() error {
+// checkCertSignature verifies the signature of the certificate, and nothing else.
+func (a *attempt) checkCertSignature() error {
 	cert := a.cert
 	if cert.Signature == nil || !slices.Contains(caSignatures, cert.Signature.Format) {
 		return errors.New("the certificate is signed with an algorithm that is not accepted")
 	}
-	// CheckCert is the only way to that check. The rest of what it does is
-	// done by us, with better reasons, so let it find nothing: no principals
-	// is as good as all to it, and it looks at the clock only once.
+	// CheckCert is the only exported function that verifies the signature. Its
+	// other checks are done elsewhere, with better errors, so they must succeed
+	// here: any principal of the certificate is accepted, and the clock is set to
+	// the beginning of its validity.
+	named := slices.IndexFunc(cert.ValidPrincipals, func(p string) bool { return p != "" })
+	if named < 0 {
+		return errors.New("the certificate names no principals")
+	}
 	checker := ssh.CertChecker{Clock: func() time.Time { return time.Unix(int64(min(cert.ValidAfter, math.MaxInt64)), 0) }}
 	for name := range cert.CriticalOptions {
 		checker.SupportedCriticalOptions = append(checker.SupportedCriticalOptions, name)
 	}
-	principal := ""
-	if len(cert.ValidPrincipals) > 0 {
-		principal = cert.ValidPrincipals[0]
-	}
-	if checker.CheckCert(principal, cert) != nil {
+	if checker.CheckCert(cert.ValidPrincipals[named], cert) != nil {
 		return errors.New("the certificate's signature is wrong, or it is never valid")
 	}
 	return nil
 }
 
-// valid says until when the certificate is; zero means for ever.
-func (a *attempt) valid() (time.Time, error) {
+// checkValidity returns the end of the certificate's validity; zero means never. It
+// is an error if the attempt is not within the validity.
+func (a *attempt) checkValidity() (time.Time, error) {
 	const most = math.MaxInt64 / 4 // far from where package time overflows
 	cert := a.cert
 	if cert.ValidAfter > most || a.now.Before(time.Unix(int64(cert.ValidAfter), 0)) {
@@ -257,8 +254,8 @@ func (a *attempt) valid() (time.Time, error) {
 	return until, nil
 }
 
-// certOptions adds what the certificate itself permits and demands: OpenSSH
-// PROTOCOL.certkeys, critical options and extensions.
+// certOptions adds the certificate's critical options and extensions to g (OpenSSH's
+// PROTOCOL.certkeys).
 func (a *attempt) certOptions(g *Grant) error {
 	for name, value := range a.cert.CriticalOptions {
 		switch name {
@@ -276,9 +273,9 @@ func (a *attempt) certOptions(g *Grant) error {
 				return fmt.Errorf("the certificate may not be used from %v", a.from)
 			}
 		case "verify-required":
-			return errors.New("the certificate has verify-required, which cannot be enforced: whether a FIDO key verified its user is not known here")
+			g.VerifyRequired = true
 		default:
-			return fmt.Errorf("the certificate has the critical option %s, which is not known here", quote(name))
+			return fmt.Errorf("the certificate has the unknown critical option %s", quote(name))
 		}
 	}
 	for name, value := range a.cert.Extensions {
@@ -296,7 +293,7 @@ func (a *attempt) certOptions(g *Grant) error {
 		case "no-touch-required":
 			g.NoTouchRequired = true
 		default:
-			continue // what is not known is not permitted
+			continue // unknown extensions permit nothing
 		}
 		if value != "" {
 			return fmt.Errorf("the certificate's extension %s has a value", name)
@@ -305,7 +302,7 @@ func (a *attempt) certOptions(g *Grant) error {
 	return nil
 }
 
-// fromNetworks says whether addr is in a list of networks and addresses.
+// fromNetworks reports whether addr is in a list of networks and addresses.
 func fromNetworks(list string, addr netip.Addr) (bool, error) {
 	addr = addr.Unmap().WithZone("")
 	in := false
@@ -320,35 +317,4 @@ func fromNetworks(list string, addr netip.Addr) (bool, error) {
 		in = in || network.Contains(addr)
 	}
 	return in, nil
-}
-
-// restrict takes away what the options of the line do not permit.
-func (a *attempt) restrict(g *Grant, o *options) error {
-	line, err := o.grant(a)
-	if err != nil {
-		return err
-	}
-	p := &g.Permissions
-	p.PTY = p.PTY && line.PTY
-	p.PortForwarding = p.PortForwarding && line.PortForwarding
-	p.AgentForwarding = p.AgentForwarding && line.AgentForwarding
-	p.X11Forwarding = p.X11Forwarding && line.X11Forwarding
-	p.UserRC = p.UserRC && line.UserRC
-	p.PermitOpen, p.PermitListen, p.Environment = line.PermitOpen, line.PermitListen, line.Environment
-	switch {
-	case p.ForceCommand == "":
-		p.ForceCommand = line.ForceCommand
-	case line.ForceCommand != "" && line.ForceCommand != p.ForceCommand:
-		return errors.New("the certificate and the line force different commands")
-	}
-	if g.Expires.IsZero() || !line.Expires.IsZero() && line.Expires.Before(g.Expires) {
-		g.Expires = line.Expires
-	}
-	// Package ssh waives the touch if the certificate alone says so, and
-	// cannot be kept from it.
-	if g.NoTouchRequired && !line.NoTouchRequired && strings.HasPrefix(a.cert.Key.Type(), "sk-") {
-		return errors.New("the certificate waives the touch of its FIDO key and the line that trusts it does not, which cannot be enforced here; add no-touch-required to the line, or make the certificate without")
-	}
-	g.NoTouchRequired = g.NoTouchRequired && line.NoTouchRequired
-	return nil
 }

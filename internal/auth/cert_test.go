@@ -18,6 +18,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
 // signer is the private half of edKey.
@@ -62,7 +63,7 @@ func put(t testing.TB, path, text string) string {
 	return path
 }
 
-// allPermits is what ssh-keygen puts into a certificate by default.
+// allPermits are the default extensions of ssh-keygen.
 func allPermits() map[string]string {
 	return map[string]string{
 		"permit-pty": "", "permit-port-forwarding": "", "permit-agent-forwarding": "", "permit-X11-forwarding": "", "permit-user-rc": "",
@@ -81,15 +82,14 @@ func sign(t testing.TB, change func(*ssh.Certificate)) *ssh.Certificate {
 		change(c)
 	}
 	if c.Signature == nil {
-		if err := c.SignCert(rand.Reader, signer(9)); err != nil {
-			t.Fatal(err)
-		}
+		sshtest.SignCert(t, c, signer(9))
 	}
 	return c
 }
 
 // TestCertificate is about certificates of an authority in TrustedUserCAKeys.
 func TestCertificate(t *testing.T) {
+	t.Parallel()
 	dir := keysDir(t, "alice", "", "bob", authorized(edKey(1)))
 	k := &Keys{Dir: dir, TrustedUserCAKeys: []string{put(t, filepath.Join(t.TempDir(), "ca.pub"), "# ours\n\n"+authorized(edKey(9))+" ca\n")}}
 	all := identity.AllowAll()
@@ -115,7 +115,8 @@ func TestCertificate(t *testing.T) {
 		{name: "another's", user: "bob", wantErr: `none of the certificate's principals, "alice", may log in as bob`},
 		{name: "a pattern is a name", change: func(c *ssh.Certificate) { c.ValidPrincipals = []string{"*"} }, wantErr: "none of the certificate's principals"},
 		{name: "in other case", change: func(c *ssh.Certificate) { c.ValidPrincipals = []string{"Alice"} }, wantErr: "none of the certificate's principals"},
-		{name: "an empty one", change: func(c *ssh.Certificate) { c.ValidPrincipals = []string{""} }, wantErr: "none of the certificate's principals"},
+		{name: "an empty one", change: func(c *ssh.Certificate) { c.ValidPrincipals = []string{""} }, wantErr: "names no principals"},
+		{name: "an empty one first", change: func(c *ssh.Certificate) { c.ValidPrincipals = []string{"", "alice"} }, want: all},
 		{name: "for hosts", change: func(c *ssh.Certificate) { c.CertType = ssh.HostCert }, wantErr: "not for users"},
 		{name: "of no type", change: func(c *ssh.Certificate) { c.CertType = 3 }, wantErr: "not for users"},
 		{name: "never valid", change: func(c *ssh.Certificate) { c.ValidAfter = c.ValidBefore }, wantErr: "never valid"},
@@ -151,9 +152,9 @@ func TestCertificate(t *testing.T) {
 			c.CriticalOptions = map[string]string{"source-address": "192.0.2.0/24,192.*"}
 		}, wantErr: "neither an address nor a network"},
 		{name: "from nowhere", change: func(c *ssh.Certificate) { c.CriticalOptions = map[string]string{"source-address": ""} }, wantErr: "neither an address"},
-		{name: "verify-required", change: func(c *ssh.Certificate) { c.CriticalOptions = map[string]string{"verify-required": ""} }, wantErr: "cannot be enforced"},
+		{name: "verify-required", change: func(c *ssh.Certificate) { c.CriticalOptions = map[string]string{"verify-required": ""} }, want: all},
 		{name: "an unknown option", change: func(c *ssh.Certificate) { c.CriticalOptions = map[string]string{"hours@example.com": "9-17"} },
-			wantErr: `the critical option "hours@example.com", which is not known here`},
+			wantErr: `the unknown critical option "hours@example.com"`},
 		{name: "a weak key", change: func(c *ssh.Certificate) {
 			c.Key = weakRSA(t)
 		}, wantErr: "RSA keys of 1024 bits"},
@@ -177,7 +178,7 @@ func TestCertificate(t *testing.T) {
 					t.Fatalf("error %v, want one with %q", err, tt.wantErr)
 				}
 				if strings.Contains(err.Error(), "INJECTED") {
-					t.Errorf("what nobody vouches for is in the log: %v", err)
+					t.Errorf("the key id of an unverified certificate is in the log: %v", err)
 				}
 				return
 			}
@@ -205,7 +206,7 @@ func TestCertificate(t *testing.T) {
 			t.Error("let in without a certificate")
 		}
 	}
-	// A plain line does not make its key an authority, nor let in certificates of its key.
+	// A plain line does not make its key an authority, nor does it grant certificates of its key.
 	if _, err := k.Authorize("bob", sign(t, func(c *ssh.Certificate) { c.ValidPrincipals = []string{"x"} }), home, today); err == nil {
 		t.Error("a certificate was let in for the key in it")
 	}
@@ -221,8 +222,9 @@ func weakRSA(t *testing.T) ssh.PublicKey {
 }
 
 // TestCertAuthorityLine is about certificates of an authority in a user's own
-// file, and about who wins where certificate and line differ.
+// file, and about certificates that differ from their line.
 func TestCertAuthorityLine(t *testing.T) {
+	t.Parallel()
 	all := identity.AllowAll()
 	restricted := map[string]string{"permit-pty": "", "permit-port-forwarding": ""}
 	tests := []struct {
@@ -282,7 +284,7 @@ func TestCertAuthorityLine(t *testing.T) {
 			if !reflect.DeepEqual(g.Permissions, tt.want) || g.Line != user+":2" || g.Source != "authorized_keys_dir" || g.CAKey == "" {
 				t.Errorf("granted %+v, want %+v", g, tt.want)
 			}
-			// The authority itself is nobody.
+			// The authority's own key cannot log in.
 			if _, err := k.Authorize(user, edKey(9), home, today); tt.line != "pty" && err == nil {
 				t.Error("the authority's own key was let in")
 			}
@@ -305,64 +307,21 @@ func TestCertAuthorityLine(t *testing.T) {
 	}
 }
 
-// TestRolePrincipals wants an authority to give roles no principals that it is
-// not trusted for.
-func TestRolePrincipals(t *testing.T) {
-	ca := put(t, filepath.Join(t.TempDir(), "ca.pub"), authorized(edKey(9)))
-	tests := []struct {
-		name, line string // of alice's file, followed by the authority
-		trusted    bool   // the authority is in TrustedUserCAKeys too
-		principals string // file of alice, if not empty
-		cert       string
-		want       string
-	}{
-		{"a line", "cert-authority", false, "", "alice,admins", "alice"},
-		{"a line with principals", `cert-authority,principals="vendor"`, false, "", "vendor,admins,alice", "vendor"},
-		{"a line with several", `cert-authority,principals="vendor,admins"`, false, "", "x,admins", "admins"},
-		{"trusted for all", "no-pty", true, "", "alice,admins", "alice,admins"},
-		{"trusted, with her own principals", "no-pty", true, "ops\n", "x,ops,admins", "x,ops,admins"},
-		{"trusted, but let in by the line", `cert-authority,principals="vendor"`, true, "", "vendor,admins", "vendor"},
-	}
-	for _, tt := range tests {
-		k := &Keys{Dir: keysDir(t, "alice", tt.line+" "+authorized(edKey(9)))}
-		if tt.trusted {
-			k.TrustedUserCAKeys = []string{ca}
-		}
-		if tt.principals != "" {
-			k.AuthorizedPrincipalsDir = keysDir(t, "alice", tt.principals)
-		}
-		cert := sign(t, func(c *ssh.Certificate) { c.ValidPrincipals = strings.Split(tt.cert, ",") })
-		g, err := k.Authorize("alice", cert, home, today)
-		if err != nil {
-			t.Errorf("%s: %v", tt.name, err)
-			continue
-		}
-		if got := strings.Join(g.RolePrincipals, ","); got != tt.want || strings.Join(g.Principals, ",") != tt.cert {
-			t.Errorf("%s: roles may go by %q, want %q; the certificate has %q", tt.name, got, tt.want, g.Principals)
-		}
-	}
-
-	// An authority that is no longer trusted for all keeps nobody in a role.
-	k := &Keys{Dir: keysDir(t, "alice", "cert-authority "+authorized(edKey(9))), TrustedUserCAKeys: []string{ca}}
-	cert := sign(t, func(c *ssh.Certificate) { c.ValidPrincipals = []string{"alice", "admins"} })
-	g, err := k.Authorize("alice", cert, home, today)
-	if err != nil || len(g.RolePrincipals) != 2 {
-		t.Fatalf("%+v, %v", g, err)
-	}
-	put(t, ca, authorized(edKey(8)))
-	time.Sleep(max(sharedFor, unsettledFor) + 10*time.Millisecond)
-	if g, err = k.Recheck("alice", cert, home, today, g); err != nil || !slices.Equal(g.RolePrincipals, []string{"alice"}) {
-		t.Errorf("asked again: %q, %v", g.RolePrincipals, err)
-	}
-}
-
-// TestTouch is about certificates for FIDO keys.
-func TestTouch(t *testing.T) {
-	pub := edKey(1).(ssh.CryptoPublicKey).CryptoPublicKey().(ed25519.PublicKey)
+// fidoKey is edKey as a key in a security key.
+func fidoKey(t *testing.T, seed byte) ssh.PublicKey {
+	t.Helper()
+	pub := edKey(seed).(ssh.CryptoPublicKey).CryptoPublicKey().(ed25519.PublicKey)
 	sk, _, _, _, err := ssh.ParseAuthorizedKey([]byte(wire(ssh.KeyAlgoSKED25519, string(pub), "ssh:")))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return sk
+}
+
+// TestTouch is about certificates for FIDO keys that waive the touch.
+func TestTouch(t *testing.T) {
+	t.Parallel()
+	sk := fidoKey(t, 1)
 	ca := put(t, filepath.Join(t.TempDir(), "ca.pub"), authorized(edKey(9)))
 	trusted := &Keys{Dir: keysDir(t), TrustedUserCAKeys: []string{ca}}
 	line := func(options string) *Keys {
@@ -372,21 +331,20 @@ func TestTouch(t *testing.T) {
 		return &Keys{Dir: keysDir(t), TrustedUserCAKeys: []string{ca}, AuthorizedPrincipalsDir: keysDir(t, "alice", text)}
 	}
 	tests := []struct {
-		name    string
-		keys    *Keys
-		waived  bool // by the certificate
-		want    bool
-		wantErr string
+		name   string
+		keys   *Keys
+		waived bool // by the certificate
+		want   bool
 	}{
-		{"trusted", trusted, false, false, ""},
-		{"trusted, waived", trusted, true, true, ""},
-		{"line", line("cert-authority"), false, false, ""},
-		{"line waives alone", line("cert-authority,no-touch-required"), false, false, ""},
-		{"both waive", line("cert-authority,no-touch-required"), true, true, ""},
-		// sshd would insist on the touch; package ssh cannot.
-		{"certificate waives alone", line("cert-authority"), true, false, "cannot be enforced here"},
-		{"principals", principals("alice\n"), true, false, "cannot be enforced here"},
-		{"principals waive too", principals("no-touch-required alice\n"), true, true, ""},
+		{"trusted", trusted, false, false},
+		{"trusted, waived", trusted, true, true},
+		{"line", line("cert-authority"), false, false},
+		{"line waives alone", line("cert-authority,no-touch-required"), false, false},
+		{"both waive", line("cert-authority,no-touch-required"), true, true},
+		// As with sshd, the touch is required unless both waive it.
+		{"certificate waives alone", line("cert-authority"), true, false},
+		{"principals", principals("alice\n"), true, false},
+		{"principals waive too", principals("no-touch-required alice\n"), true, true},
 	}
 	for _, tt := range tests {
 		cert := sign(t, func(c *ssh.Certificate) {
@@ -396,7 +354,7 @@ func TestTouch(t *testing.T) {
 			}
 		})
 		g, err := tt.keys.Authorize("alice", cert, home, today)
-		if tt.wantErr != "" && (err == nil || !strings.Contains(err.Error(), tt.wantErr)) || tt.wantErr == "" && (err != nil || g.NoTouchRequired != tt.want) {
+		if err != nil || g.NoTouchRequired != tt.want {
 			t.Errorf("%s: %+v, %v", tt.name, g, err)
 		}
 	}
@@ -407,72 +365,48 @@ func TestTouch(t *testing.T) {
 	}
 }
 
-func TestPrincipalsDir(t *testing.T) {
-	dir := keysDir(t,
-		"alice", lines("# who may be alice", "", "ops # the operators", "  \t root-alice", `restrict,command="a b" deploy`, "carol"),
-		"carol", "",
-		"dora", lines("shiny ops", "ops ops", `command="a#b" ops`, `command="a ops`, "cert-authority ops", `from="192.*" ops`, `from="10.0.0.0/8" ops`),
-		"erin", lines(`from="10.0.0.0/8" ops`, "ops"), // the first decides
-	)
-	k := &Keys{
-		Dir:                     keysDir(t),
-		TrustedUserCAKeys:       []string{put(t, filepath.Join(t.TempDir(), "ca.pub"), authorized(edKey(9)))},
-		AuthorizedPrincipalsDir: dir,
+// TestVerifyRequired wants verify-required of the line, of the certificate, or of
+// both to count.
+func TestVerifyRequired(t *testing.T) {
+	t.Parallel()
+	ca := put(t, filepath.Join(t.TempDir(), "ca.pub"), authorized(edKey(9)))
+	certified := func(verify bool) ssh.PublicKey {
+		return sign(t, func(c *ssh.Certificate) {
+			c.Key = fidoKey(t, 1)
+			if verify {
+				c.CriticalOptions = map[string]string{"verify-required": ""}
+			}
+		})
+	}
+	line := func(text string, key ssh.PublicKey) *Keys {
+		return &Keys{Dir: keysDir(t, "alice", text+" "+authorized(key))}
 	}
 	tests := []struct {
-		user, principals string
-		line             string // empty: refused
-		command          string
+		name string
+		keys *Keys
+		key  ssh.PublicKey
+		want bool
 	}{
-		{"alice", "ops", "alice:3", ""},
-		{"alice", "x,root-alice", "alice:4", ""},
-		{"alice", "deploy", "alice:5", "a b"},
-		{"alice", "deploy,ops", "alice:3", ""}, // the order of the file
-		{"alice", "carol", "alice:6", ""},
-		{"alice", "alice", "", ""}, // her own name is none of them
-		{"alice", "# the operators", "", ""},
-		{"bob", "bob", "", ""}, // no file
-		{"carol", "carol", "", ""},
-		{"dora", "ops", "dora:6", ""},
-		{"erin", "ops", "", ""},
-		{"dora", "shiny ops", "", ""},
+		{"line", line("verify-required", fidoKey(t, 1)), fidoKey(t, 1), true},
+		{"line that waives it", line("verify-required,no-verify-required", fidoKey(t, 1)), fidoKey(t, 1), false},
+		{"certificate", &Keys{Dir: keysDir(t), TrustedUserCAKeys: []string{ca}}, certified(true), true},
+		{"certificate without", &Keys{Dir: keysDir(t), TrustedUserCAKeys: []string{ca}}, certified(false), false},
+		{"certificate only", line("cert-authority", edKey(9)), certified(true), true},
+		{"authority's line only", line("cert-authority,verify-required", edKey(9)), certified(false), true},
+		{"neither", line("cert-authority", edKey(9)), certified(false), false},
+		// A line cannot waive the certificate's demand.
+		{"waived by the line", line("cert-authority,no-verify-required", edKey(9)), certified(true), true},
+		{"principals", &Keys{Dir: keysDir(t), TrustedUserCAKeys: []string{ca}, AuthorizedPrincipalsDir: keysDir(t, "alice", "verify-required alice\n")}, certified(false), true},
 	}
 	for _, tt := range tests {
-		cert := sign(t, func(c *ssh.Certificate) { c.ValidPrincipals = strings.Split(tt.principals, ",") })
-		g, err := k.Authorize(tt.user, cert, home, today)
-		if tt.line == "" {
-			if err == nil {
-				t.Errorf("%+v: let in by %s", tt, g.Line)
-			}
-			continue
+		if g, err := tt.keys.Authorize("alice", tt.key, home, today); err != nil || g.VerifyRequired != tt.want {
+			t.Errorf("%s: granted %+v, %v", tt.name, g, err)
 		}
-		if err != nil || g.Line != "trusted_user_ca_keys ca.pub:1, principals "+tt.line || g.ForceCommand != tt.command {
-			t.Errorf("%+v: %+v, %v", tt, g, err)
-		}
-	}
-	var got []string
-	for _, err := range (&Keys{Dir: k.Dir, TrustedUserCAKeys: k.TrustedUserCAKeys, AuthorizedPrincipalsDir: dir}).Check() {
-		got = append(got, strings.TrimPrefix(err.Error(), dir+"/"))
-	}
-	want := []string{
-		`dora:1: option "shiny": not known here, so the line is refused`,
-		`dora:2: option "ops": not known here, so the line is refused`,
-		`dora:3: a quote in the name of a principal; mind that # begins a comment even between quotes`,
-		`dora:4: option "command": its closing quote is missing`,
-		`dora:5: option "cert-authority": belongs to keys, not to principals`,
-	}
-	if !slices.Equal(got, want) {
-		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
-	// Whoever can write to it decides who gets in.
-	os.Chmod(dir, 0o777)
-	cert := sign(t, func(c *ssh.Certificate) { c.ValidPrincipals = []string{"ops"} })
-	if _, err := k.Authorize("alice", cert, home, today); !errors.Is(err, ErrUndecided) || !strings.Contains(err.Error(), "lets others write to it") {
-		t.Errorf("error %v", err)
 	}
 }
 
 func TestCAKeysFile(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	path := put(t, filepath.Join(dir, "ca.pub"), lines("cert-authority "+authorized(edKey(9)), "junk", authorized(edKey(8))))
 	k := &Keys{Dir: keysDir(t, "alice", authorized(edKey(1))), TrustedUserCAKeys: []string{filepath.Join(dir, "nowhere"), path}}
@@ -483,7 +417,7 @@ func TestCAKeysFile(t *testing.T) {
 	want := []string{
 		"open nowhere: no such file or directory",
 		"ca.pub:1: options are not for this file; write cert-authority and the key into a user's authorized keys",
-		`ca.pub:2: option "junk": not known here, so the line is refused`,
+		`ca.pub:2: option "junk": unknown; the line is refused`,
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -508,13 +442,17 @@ func TestCAKeysFile(t *testing.T) {
 	}
 }
 
-// TestKeygenCertificates lets in by what the real ssh-keygen signs.
+// TestKeygenCertificates authorizes certificates of the real ssh-keygen.
 func TestKeygenCertificates(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	for _, typ := range []string{"ed25519", "ecdsa", "rsa"} {
-		sshKeygen(t, dir, "-q", "-t", typ, "-N", "", "-f", "user_"+typ)
-		sshKeygen(t, dir, "-q", "-t", typ, "-N", "", "-f", "ca_"+typ)
+		args := []string{"-q", "-t", typ, "-N", ""}
+		if typ == "rsa" {
+			args = append(args, "-b", "2048") // the least, which takes the least time
+		}
+		sshKeygen(t, dir, append(args, "-f", "user_"+typ)...)
+		sshKeygen(t, dir, append(args, "-f", "ca_"+typ)...)
 	}
 	os.Chmod(dir, 0o755)
 	tests := []struct {
@@ -533,8 +471,8 @@ func TestKeygenCertificates(t *testing.T) {
 		{args: []string{"-n", "alice", "-O", "force-command=echo hi"}, want: without(func(p *identity.Permissions) { p.ForceCommand = "echo hi" })},
 		{args: []string{"-n", "alice", "-O", "source-address=192.0.2.0/24"}, want: identity.AllowAll()},
 		{args: []string{"-n", "alice", "-O", "source-address=10.0.0.0/8"}, wantErr: "may not be used from"},
-		{args: []string{"-n", "alice", "-O", "verify-required"}, wantErr: "cannot be enforced"},
-		{args: []string{"-n", "alice", "-O", "critical:x@example.com=y"}, wantErr: "not known here"},
+		{args: []string{"-n", "alice", "-O", "verify-required"}, want: identity.AllowAll()},
+		{args: []string{"-n", "alice", "-O", "critical:x@example.com=y"}, wantErr: "unknown critical option"},
 		{args: []string{"-n", "alice", "-O", "extension:x@example.com=y"}, want: identity.AllowAll()},
 		{args: []string{"-h", "-n", "alice"}, wantErr: "not for users"},
 	}
@@ -560,31 +498,4 @@ func TestKeygenCertificates(t *testing.T) {
 	if _, err := k.Authorize("alice", readKey(t, filepath.Join(dir, "user_ed25519-cert.pub")), home, time.Now()); err == nil || !strings.Contains(err.Error(), "an algorithm that is not accepted") {
 		t.Errorf("signed with SHA-1: %v", err)
 	}
-}
-
-func FuzzPrincipal(f *testing.F) {
-	for _, s := range []string{"", "#", "ops", " ops # x", `restrict,command="a b" ops`, `from="10.0.0.0/8" a`, "a b", "cert-authority a", `command="a`, "\tx\r"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, text string) {
-		l, err := parsePrincipal(text, time.UTC)
-		if err != nil {
-			if l.principal != "" {
-				t.Fatal("a principal beside an error")
-			}
-			return
-		}
-		if strings.ContainsAny(l.principal, " \t#\x00") || l.authority || !strings.Contains(text, l.principal) {
-			t.Fatalf("%q has the principal %q", text, l.principal)
-		}
-		// What stands alone restricts nothing; what stands behind options is
-		// read like a key behind them.
-		if before := strings.TrimSuffix(strings.Trim(strings.SplitN(text, "#", 2)[0], " \t\r"), l.principal); strings.Trim(before, " \t") != "" {
-			if o, rest, err := parseOptions(before+"x", time.UTC); err != nil || rest != "x" || !reflect.DeepEqual(o, l.options) {
-				t.Fatalf("%q: options %+v, alone %+v, %v", text, l.options, o, err)
-			}
-		} else if !reflect.DeepEqual(l.options, options{permissions: identity.AllowAll()}) {
-			t.Fatalf("%q: restricted to %+v", text, l.options)
-		}
-	})
 }

@@ -9,10 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -20,25 +18,27 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
-	"github.com/sallyport-ssh/sallyport/internal/become"
+	"github.com/sallyport-ssh/sallyport/internal/account"
+	"github.com/sallyport-ssh/sallyport/internal/runas"
 )
 
-// This file runs AuthorizedKeysCommand of sshd_config(5). In its arguments stand
+// This file runs AuthorizedKeysCommand of sshd_config(5). Its arguments may contain
+// these tokens:
 //
 //	%u  the user's name
-//	%t  the type of the key that is offered, %k the key in base64, and %f its fingerprint
+//	%t  the type of the offered key, %k the key in base64, %f its fingerprint
 //	%%  a percent sign
 //
-// and without arguments it gets the user's name as its only one. sshd has more
-// tokens, %h, %U, %D and %C, that say something about the user's account on its
-// machine or about the connection; there is no such account here.
+// A command without arguments gets the user's name as the only one. The tokens %h,
+// %U, %D and %C of sshd are not supported: they describe the user's account on the
+// machine, which does not exist here, and the connection.
 //
-// It runs without a shell, with an environment of its own, in / and in a process
-// group that is killed when it has ended or takes too long. What it prints
-// counts only if it exits with status 0. Its standard error goes nowhere, as
-// with sshd.
+// The command runs without a shell, with a fixed environment, in /, and in a process
+// group of its own. The group is killed when the command has exited, or when it
+// exceeds the timeout. Its output is used only if it exits with status 0. As with
+// sshd, its standard error is discarded.
 
-// needsKey says whether what the command prints may depend on the key.
+// needsKey reports whether the output of the command may depend on the key.
 func needsKey(args []string) bool {
 	return slices.ContainsFunc(args, func(arg string) bool {
 		without := strings.ReplaceAll(arg, "%%", "")
@@ -46,7 +46,7 @@ func needsKey(args []string) bool {
 	})
 }
 
-// expandArgs puts values in the place of tokens. args[0] is the program.
+// expandArgs replaces the tokens. args[0] is the program.
 func expandArgs(args []string, name string, key ssh.PublicKey) ([]string, error) {
 	out := []string{args[0]}
 	for _, arg := range args[1:] {
@@ -70,9 +70,9 @@ func expandArgs(args []string, name string, key ssh.PublicKey) ([]string, error)
 			case 'k':
 				b.WriteString(base64.StdEncoding.EncodeToString(key.Marshal()))
 			case 'f':
-				b.WriteString(fingerprint(key))
+				b.WriteString(Fingerprint(key))
 			default:
-				return nil, fmt.Errorf("the token %%%c is not known here; there are %%u, %%t, %%k, %%f and %%%%", arg[i])
+				return nil, fmt.Errorf("unknown token %%%c; the tokens are %%u, %%t, %%k, %%f and %%%%", arg[i])
 			}
 		}
 		out = append(out, b.String())
@@ -83,15 +83,7 @@ func expandArgs(args []string, name string, key ssh.PublicKey) ([]string, error)
 	return out, nil
 }
 
-// fingerprint is that of the key, without a certificate around it.
-func fingerprint(key ssh.PublicKey) string {
-	if cert, ok := key.(*ssh.Certificate); ok {
-		key = cert.Key
-	}
-	return ssh.FingerprintSHA256(key)
-}
-
-// runCommand is how a lookup asks Command.
+// runCommand is lookup.fetch for Command.
 func (k *Keys) runCommand(ctx context.Context, name string, key ssh.PublicKey, _ answer) (answer, error) {
 	cmd, err := k.command()
 	if err != nil {
@@ -109,8 +101,8 @@ func (k *Keys) runCommand(ctx context.Context, name string, key ssh.PublicKey, _
 	return newAnswer(name, out, nil), nil
 }
 
-// command prepares Command, but for its arguments, and checks what can be
-// checked: whoever can change the program decides who gets in.
+// command prepares Command, without its arguments. It checks the owner and mode of
+// the program, because an account that can change it could grant logins.
 func (k *Keys) command() (*exec.Cmd, error) {
 	if _, err := expandArgs(k.Command, "", noKey{}); err != nil {
 		return nil, err
@@ -129,11 +121,11 @@ func (k *Keys) command() (*exec.Cmd, error) {
 	if k.CommandUser == "" {
 		return nil, errors.New("no authorized_keys_command_user to run it as")
 	}
-	account, err := user.Lookup(k.CommandUser)
+	user, err := account.Lookup(k.CommandUser)
 	if err != nil {
 		return nil, fmt.Errorf("authorized_keys_command_user: %w", err)
 	}
-	cred, err := credential(account)
+	cred, err := credential(user)
 	if err != nil {
 		return nil, err
 	}
@@ -142,52 +134,35 @@ func (k *Keys) command() (*exec.Cmd, error) {
 		Dir:  "/",
 		Env: []string{
 			"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-			"USER=" + account.Username, "LOGNAME=" + account.Username, "HOME=" + account.HomeDir, "LANG=C.UTF-8",
+			"USER=" + user.Name, "LOGNAME=" + user.Name, "HOME=" + user.Home, "LANG=C.UTF-8",
 		},
 		SysProcAttr: &syscall.SysProcAttr{Setpgid: true, Credential: cred},
 	}, nil
 }
 
-// noKey stands for a key where only the tokens are checked.
+// noKey is the key for a check of the tokens.
 type noKey struct{}
 
 func (noKey) Type() string                        { return "" }
 func (noKey) Marshal() []byte                     { return nil }
 func (noKey) Verify([]byte, *ssh.Signature) error { return errors.New("no key") }
 
-// credential returns what makes a process the account's; nil if this one is.
-func credential(account *user.User) (*syscall.Credential, error) {
-	uid, err := strconv.ParseUint(account.Uid, 10, 32)
-	if err != nil {
-		return nil, fmt.Errorf("the account %s has the uid %q", account.Username, account.Uid)
+// credential returns the credential of a process of user; nil if it is that of this
+// process.
+func credential(user account.Account) (*syscall.Credential, error) {
+	if os.Geteuid() == 0 {
+		return &syscall.Credential{Uid: user.UID, Gid: user.GID, Groups: user.Groups}, nil
 	}
-	gid, err := strconv.ParseUint(account.Gid, 10, 32)
-	if err != nil {
-		return nil, fmt.Errorf("the account %s has the gid %q", account.Username, account.Gid)
+	if uint32(os.Geteuid()) != user.UID {
+		return nil, fmt.Errorf("the gateway does not run as root, so it can run programs only as uid %d, and not as %s", os.Geteuid(), user.Name)
 	}
-	if os.Geteuid() != 0 {
-		if uint64(os.Geteuid()) != uid {
-			return nil, fmt.Errorf("the gateway does not run as root, so it can run programs only as uid %d, and not as %s", os.Geteuid(), account.Username)
-		}
-		return nil, nil
-	}
-	c := &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-	groups, err := account.GroupIds()
-	if err != nil {
-		return nil, fmt.Errorf("the groups of the account %s: %w", account.Username, err)
-	}
-	for _, g := range groups {
-		if id, err := strconv.ParseUint(g, 10, 32); err == nil {
-			c.Groups = append(c.Groups, uint32(id))
-		}
-	}
-	return c, nil
+	return nil, nil
 }
 
-// checkPath is what sshd asks of a program it runs: neither it nor a folder on
-// the way there may be changed by anybody but root and the gateway's own user. A
-// folder with the sticky bit, such as /tmp, is fine here, since others cannot
-// change what they do not own in it. path has no symbolic links.
+// checkPath is sshd's check of a program that it runs: only root and the user of this
+// process may be able to change the program or a folder on its path. A folder with
+// the sticky bit, such as /tmp, is accepted, because other users cannot replace files
+// in it that they do not own. path has no symbolic links.
 func checkPath(path string) error {
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -199,7 +174,7 @@ func checkPath(path string) error {
 	for {
 		s, ok := info.Sys().(*syscall.Stat_t)
 		if !ok {
-			return fmt.Errorf("%s: its owner is not known", path)
+			return fmt.Errorf("%s: unknown owner", path)
 		}
 		if s.Uid != 0 && s.Uid != uint32(os.Geteuid()) {
 			return fmt.Errorf("%s: belongs to uid %d, and must belong to root or to uid %d", path, s.Uid, os.Geteuid())
@@ -219,9 +194,9 @@ func checkPath(path string) error {
 	}
 }
 
-// output runs cmd, which must be in a process group of its own, until it ends
-// or ctx does, and returns what it printed: at most that many bytes. Then it
-// kills what is left of the group.
+// output runs cmd, which must be in a process group of its own, until it exits or ctx
+// ends, and kills the rest of the group. It returns the standard output; more than
+// most bytes of it are an error.
 func output(ctx context.Context, cmd *exec.Cmd, most int64) ([]byte, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -239,13 +214,12 @@ func output(ctx context.Context, cmd *exec.Cmd, most int64) ([]byte, error) {
 	exited := make(chan struct{})
 	go func() { // ends with the process
 		defer close(exited)
-		// Not collected yet: until then nobody else gets its number, so the
-		// group may be killed by it.
+		// WNOWAIT leaves the process a zombie, so its number cannot be reused
+		// before the group is killed.
 		for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
 		}
 	}()
-	// A process that has left the group may hold the pipe open for as long as
-	// it likes.
+	// A process that has left the group is not killed, and may hold the pipe open.
 	stop := context.AfterFunc(ctx, func() { r.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	out, readErr := io.ReadAll(io.LimitReader(r, most+1))
@@ -260,7 +234,7 @@ func output(ctx context.Context, cmd *exec.Cmd, most int64) ([]byte, error) {
 	waitErr := cmd.Wait()
 	switch {
 	case ctx.Err() != nil:
-		return nil, fmt.Errorf("%s takes too long, and was killed", program)
+		return nil, fmt.Errorf("%s exceeded the timeout and was killed", program)
 	case readErr != nil:
 		return nil, fmt.Errorf("reading from %s: %w", program, readErr)
 	case int64(len(out)) > most:
@@ -271,15 +245,15 @@ func output(ctx context.Context, cmd *exec.Cmd, most int64) ([]byte, error) {
 	return out, nil
 }
 
-// start is cmd.Start, also for another user than this process's. With the cause of
-// ctx's end as the error, the child has been started, and has to be killed.
+// start is cmd.Start, also for another user than that of this process. If the error
+// is the cause of ctx, the child has been started, and the caller must kill it.
 func start(ctx context.Context, cmd *exec.Cmd) error {
 	cred := cmd.SysProcAttr.Credential
 	if cred == nil || cred.Uid == 0 {
 		return cmd.Start()
 	}
-	program := become.Program{
-		User: become.User{UID: cred.Uid, GID: cred.Gid, Groups: cred.Groups},
+	program := runas.Program{
+		User: runas.User{UID: cred.Uid, GID: cred.Gid, Groups: cred.Groups},
 		Dir:  cmd.Dir, Path: cmd.Path, Argv: cmd.Args, Env: cmd.Env,
 	}
 	cmd.SysProcAttr.Credential = nil
@@ -287,7 +261,7 @@ func start(ctx context.Context, cmd *exec.Cmd) error {
 		cmd.Path, cmd.Args, cmd.Env, cmd.ExtraFiles = path, argv, []string{}, files[:]
 		return cmd.Start()
 	})
-	if _, cannot := err.(syscall.Errno); cannot {
+	if _, failed := err.(syscall.Errno); failed {
 		cmd.Wait()
 	}
 	return err

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+
+	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
 
-// patterns is the value of a from option: see PATTERNS in ssh_config(5).
-// Addresses only: names are not looked up, because whoever runs the reverse
-// zone of an address would decide who gets in.
+// patterns is the value of a from option; see PATTERNS in ssh_config(5). It matches
+// addresses only. Host names are not looked up, because the owner of an address's
+// reverse zone would then decide which name it has.
 type patterns []pattern
 
 // A pattern is either a network or text with wildcards.
@@ -33,9 +35,9 @@ func parsePatterns(list string) (patterns, error) {
 		}
 		if !p.network.IsValid() {
 			p.text = strings.ToLower(s)
-			// A name never matches, nor does an address that is written
-			// otherwise than in its usual form, such as 127.1. That is harmless
-			// where it permits, but not where it forbids, so say it either way.
+			// A name never matches, nor does an unusual form of an address, such
+			// as 127.1. That is harmless in a pattern that permits, but not in a
+			// negated one, so both are mistakes.
 			if !couldBeAddress(p.text) || !strings.ContainsAny(s, "*?") {
 				return nil, fmt.Errorf("%s is not an address, a network or a pattern of addresses; names are not looked up here", quote(s))
 			}
@@ -45,8 +47,8 @@ func parsePatterns(list string) (patterns, error) {
 	return ps, nil
 }
 
-// parseNetwork returns the zero Prefix if s is neither an address nor a network,
-// and an error if it is a network that cannot be meant, such as 10.0.0.1/8.
+// parseNetwork parses an address or a network. It returns the zero Prefix if s is
+// neither, and an error if it is a network with host bits, such as 10.0.0.1/8.
 func parseNetwork(s string) (netip.Prefix, error) {
 	if addr, err := netip.ParseAddr(s); err == nil {
 		addr = addr.Unmap().WithZone("")
@@ -59,7 +61,7 @@ func parseNetwork(s string) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("%s is not a network", quote(s))
 	}
-	// An IPv4 client is one whichever kind of socket it came in by.
+	// An IPv4 client may be connected to an IPv6 socket.
 	if a := network.Addr(); a.Is4In6() && network.Bits() >= 96 {
 		network = netip.PrefixFrom(a.Unmap(), network.Bits()-96)
 	}
@@ -69,8 +71,7 @@ func parseNetwork(s string) (netip.Prefix, error) {
 	return network, nil
 }
 
-// couldBeAddress says whether some address, written as netip.Addr.String does,
-// may match text.
+// couldBeAddress reports whether the text matches the string of some [netip.Addr].
 func couldBeAddress(text string) bool {
 	dot, letter := false, false
 	for _, c := range text {
@@ -87,8 +88,8 @@ func couldBeAddress(text string) bool {
 	return !dot || !letter
 }
 
-// match says whether addr is permitted: by at least one pattern, and forbidden
-// by none. An invalid address is not.
+// match reports whether addr matches at least one pattern, and no negated one. An
+// invalid address does not match.
 func (ps patterns) match(addr netip.Addr) bool {
 	addr = addr.Unmap().WithZone("")
 	if !addr.IsValid() {
@@ -97,35 +98,11 @@ func (ps patterns) match(addr netip.Addr) bool {
 	text := addr.String()
 	permitted := false
 	for _, p := range ps {
-		hit := p.network.IsValid() && p.network.Contains(addr) || p.text != "" && wildcard(p.text, text)
+		hit := p.network.IsValid() && p.network.Contains(addr) || p.text != "" && policy.Match(p.text, text)
 		if hit && p.negated {
 			return false
 		}
 		permitted = permitted || hit
 	}
 	return permitted
-}
-
-// wildcard matches s against a pattern in which * stands for any text and ? for
-// any one byte, in time proportional to len(pattern)*len(s) at worst: a star
-// that has matched never has to be tried again once the next star is reached.
-func wildcard(pattern, s string) bool {
-	p, i := 0, 0
-	star, from := -1, 0 // the last star, and where in s it stops matching
-	for i < len(s) {
-		switch {
-		case p < len(pattern) && pattern[p] == '*':
-			star, from = p, i
-			p++
-		case p < len(pattern) && (pattern[p] == '?' || pattern[p] == s[i]):
-			p++
-			i++
-		case star >= 0:
-			from++
-			p, i = star+1, from
-		default:
-			return false
-		}
-	}
-	return strings.Trim(pattern[p:], "*") == ""
 }

@@ -2,12 +2,12 @@ package auth
 
 import (
 	"net/netip"
-	"regexp"
 	"strings"
 	"testing"
 )
 
 func TestFrom(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		list    string
 		yes, no string // addresses, separated by blanks
@@ -53,13 +53,14 @@ func TestFrom(t *testing.T) {
 				}
 			}
 			if ps.match(netip.Addr{}) {
-				t.Error("lets in who comes from no address")
+				t.Error("permits an invalid address")
 			}
 		})
 	}
 }
 
 func TestFromMistakes(t *testing.T) {
+	t.Parallel()
 	tests := []struct{ list, want string }{
 		{"", "an address is empty"},
 		{"!", "an address is empty"},
@@ -92,46 +93,6 @@ func TestFromMistakes(t *testing.T) {
 	}
 }
 
-// TestWildcardIsNotExponential would not end if each star tried all lengths.
-func TestWildcardIsNotExponential(t *testing.T) {
-	if wildcard(strings.Repeat("*a", 2000)+"b", strings.Repeat("a", 4000)) {
-		t.Error("matched")
-	}
-}
-
-func FuzzWildcard(f *testing.F) {
-	for _, s := range [][2]string{
-		{"", ""}, {"*", ""}, {"?", "a"}, {"a*b", "ab"}, {"a*b?c*", "axxbyc"}, {"*a*a*", "aaa"}, {"**", "x"}, {"10.*.1", "10.0.0.1"}, {"*?", ""},
-	} {
-		f.Add(s[0], s[1])
-	}
-	f.Fuzz(func(t *testing.T, pattern, s string) {
-		var re strings.Builder
-		re.WriteString(`^(?s:`)
-		for _, c := range []byte(pattern) {
-			switch {
-			case c >= 0x80:
-				return // regexp thinks in runes
-			case c == '*':
-				re.WriteString(`.*`)
-			case c == '?':
-				re.WriteString(`.`)
-			default:
-				re.WriteString(regexp.QuoteMeta(string(rune(c))))
-			}
-		}
-		re.WriteString(`)$`)
-		for _, c := range []byte(s) {
-			if c >= 0x80 {
-				return
-			}
-		}
-		if got, want := wildcard(pattern, s), regexp.MustCompile(re.String()).MatchString(s); got != want {
-			t.Errorf("wildcard(%q, %q) = %v, want %v", pattern, s, got, want)
-		}
-	})
-}
-
 func FuzzFrom(f *testing.F) {
 	for _, s := range []string{"10.0.0.0/8", "!10.0.0.1,*", "::ffff:1.2.3.4/100", "fe80::1%x", "2001:db8:*,?", ",", "!"} {
 		f.Add(s, "10.0.0.1")
@@ -151,7 +112,7 @@ func FuzzFrom(f *testing.F) {
 			t.Fatal(err)
 		}
 		if denied.match(addr) {
-			t.Errorf("%q lets in %v although it is forbidden", list, addr)
+			t.Errorf("%q permits %v although it is negated", list, addr)
 		}
 		if ps.match(addr) != ps.match(addr.Unmap()) {
 			t.Errorf("%q tells %v from its IPv4 form", list, addr)

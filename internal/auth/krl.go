@@ -10,15 +10,15 @@ import (
 	"slices"
 )
 
-// This file parses key revocation lists: OpenSSH PROTOCOL.krl. Like OpenSSH it
-// refuses a list of which it does not understand a part, unless that part says
-// that it may be passed over.
+// This file parses key revocation lists (OpenSSH's PROTOCOL.krl). Like OpenSSH, it
+// refuses a list with an unknown section, unless that section is an extension that
+// is not critical.
 
 const krlMagic = "SSHKRL\n\x00"
 
 const krlFormatVersion = 1
 
-// Sections, and what is in one of certificates.
+// The types of sections, and of the parts of a section of certificates.
 const (
 	krlCertificates      = 1
 	krlExplicitKey       = 2
@@ -34,18 +34,18 @@ const (
 	krlCertExt      = 0x39
 )
 
-var errKRLShort = errors.New("the revocation list is cut off")
+var errKRLShort = errors.New("the revocation list is truncated")
 
-// parseKRL parses a list that begins with krlMagic. The result keeps no part of
+// parseKRL parses a list that begins with krlMagic. The result does not refer to
 // data.
 func parseKRL(data []byte) (*revocations, error) {
 	in := &krlReader{data: data[len(krlMagic):]}
 	if version, ok := in.uint32(); !ok {
 		return nil, errKRLShort
 	} else if version != krlFormatVersion {
-		return nil, fmt.Errorf("a revocation list of format %d; only %d is known here", version, krlFormatVersion)
+		return nil, fmt.Errorf("a revocation list of format %d; only %d is supported", version, krlFormatVersion)
 	}
-	// Its version, when it was made, flags; reserved, comment.
+	// Version, time and flags; reserved, comment.
 	ok := in.skip(3 * 8)
 	for range 2 {
 		_, found := in.string()
@@ -82,7 +82,7 @@ func (r *revocations) section(typ byte, in *krlReader) error {
 		return r.certificates(in)
 	case krlExplicitKey:
 		return in.strings(func(blob []byte) error {
-			key, _ := canonicalKey(blob) // one that is not known cannot log in
+			key, _ := canonicalKey(blob) // a key of an unknown type cannot log in
 			r.keys[key] = true
 			return nil
 		})
@@ -105,14 +105,14 @@ func (r *revocations) section(typ byte, in *krlReader) error {
 	case krlExtension:
 		return in.extension()
 	case krlSignature:
-		// OpenSSH has dropped them in 9.4, and never had a way to make them.
-		return errors.New("signatures of revocation lists are not supported, as in OpenSSH; make the list without")
+		// OpenSSH dropped them in 9.4, and could never create them.
+		return errors.New("signatures of revocation lists are not supported, as in OpenSSH; create the list without one")
 	default:
-		return errors.New("not known here")
+		return errUnknownPart
 	}
 }
 
-// certificates reads what is revoked of one authority's certificates.
+// certificates parses the section of the certificates of one authority.
 func (r *revocations) certificates(in *krlReader) error {
 	blob, ok := in.string()
 	_, ok2 := in.string() // reserved
@@ -120,7 +120,7 @@ func (r *revocations) certificates(in *krlReader) error {
 		return errKRLShort
 	}
 	ca := ""
-	if len(blob) > 0 { // else of any
+	if len(blob) > 0 { // else of all authorities
 		ca, _ = canonicalKey(blob)
 	}
 	c := r.certs[ca]
@@ -170,7 +170,7 @@ func (c *revokedCerts) subsection(typ byte, in *krlReader) error {
 		if !ok || !ok2 {
 			return errKRLShort
 		}
-		// The bitmap is an mpint (RFC 4251, section 5) that is not negative.
+		// The bitmap is an mpint (RFC 4251 section 5) that is not negative.
 		if len(bits) > 0 && bits[0]&0x80 != 0 {
 			return errors.New("a negative bitmap")
 		}
@@ -181,7 +181,7 @@ func (c *revokedCerts) subsection(typ byte, in *krlReader) error {
 		switch {
 		case first == 0 && b.has(0):
 			return errSerialZero
-		// With room to spare: no serial number is that high.
+		// A lower limit than needed; no authority has such serial numbers.
 		case first > math.MaxUint64-8*uint64(len(bits)):
 			return errors.New("a bitmap beyond the last serial number")
 		}
@@ -195,11 +195,14 @@ func (c *revokedCerts) subsection(typ byte, in *krlReader) error {
 	case krlCertExt:
 		return in.extension()
 	default:
-		return errors.New("not known here")
+		return errUnknownPart
 	}
 }
 
-var errSerialZero = errors.New("serial number 0, which stands for none, cannot be revoked")
+var (
+	errUnknownPart = errors.New("unknown type")
+	errSerialZero  = errors.New("serial number 0, which means none, cannot be revoked")
+)
 
 func (c *revokedCerts) addRange(low, high uint64) error {
 	switch {
@@ -212,7 +215,7 @@ func (c *revokedCerts) addRange(low, high uint64) error {
 	return nil
 }
 
-// mergeRanges puts ranges in order and joins those that overlap.
+// mergeRanges sorts ranges and joins those that overlap.
 func mergeRanges(ranges []serialRange) []serialRange {
 	slices.SortFunc(ranges, func(a, b serialRange) int {
 		switch {
@@ -234,7 +237,7 @@ func mergeRanges(ranges []serialRange) []serialRange {
 	return slices.Clip(merged)
 }
 
-// A krlReader takes the types of RFC 4251, section 5, off the front of data.
+// A krlReader reads the types of RFC 4251 section 5 from the front of data.
 type krlReader struct{ data []byte }
 
 func (in *krlReader) skip(n int) bool {
@@ -269,7 +272,7 @@ func (in *krlReader) uint64() (uint64, bool) {
 	return n, in.skip(8)
 }
 
-// string returns a part of the data.
+// string returns a slice of data.
 func (in *krlReader) string() ([]byte, bool) {
 	n, ok := in.uint32()
 	if !ok || uint64(n) > uint64(len(in.data)) {
@@ -279,7 +282,7 @@ func (in *krlReader) string() ([]byte, bool) {
 	return s, in.skip(int(n))
 }
 
-// strings calls f for all strings up to the end.
+// strings calls f for each string up to the end.
 func (in *krlReader) strings(f func([]byte) error) error {
 	for len(in.data) > 0 {
 		s, ok := in.string()
@@ -293,7 +296,7 @@ func (in *krlReader) strings(f func([]byte) error) error {
 	return nil
 }
 
-// extension reads one, and refuses it if it must be understood: none is.
+// extension reads an extension, and refuses it if it is critical: none is supported.
 func (in *krlReader) extension() error {
 	name, ok := in.string()
 	critical, ok2 := in.byte()
@@ -302,14 +305,14 @@ func (in *krlReader) extension() error {
 	case !ok || !ok2 || !ok3:
 		return errKRLShort
 	case critical != 0:
-		return fmt.Errorf("the extension %s, which is not known here, must be understood", quote(string(name)))
+		return fmt.Errorf("unknown critical extension %s", quote(string(name)))
 	}
 	return in.end()
 }
 
 func (in *krlReader) end() error {
 	if len(in.data) > 0 {
-		return errors.New("more than belongs there")
+		return errors.New("trailing data")
 	}
 	return nil
 }

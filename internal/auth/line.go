@@ -16,18 +16,18 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 )
 
-// An entry is one line: a key, and the options before it.
+// An entry is a line of authorized keys: a key, and the options before it.
 type entry struct {
 	key  ssh.PublicKey // nil for a line without one
 	line int
 	options
 }
 
-// parseLine parses a line of authorized_keys. For an empty line or a comment
-// the entry has no key. Times without a zone are in loc.
+// parseLine parses a line of authorized_keys. For an empty line or a comment the
+// entry has no key. Times without a zone are in loc.
 //
-// The text is split here and not by [ssh.ParseAuthorizedKey], because that
-// passes over a line it does not understand without saying why.
+// [ssh.ParseAuthorizedKey] is not used, because it skips a line that it cannot parse
+// without an error.
 func parseLine(line string, loc *time.Location) (entry, error) {
 	switch {
 	case len(line) > maxLine:
@@ -66,7 +66,7 @@ func cutField(s string) (field, rest string) {
 	return s, ""
 }
 
-// isKeyType tells a key type from options. No option begins like one.
+// isKeyType distinguishes a key type from options: no option has such a prefix.
 func isKeyType(s string) bool {
 	return strings.HasPrefix(s, "ssh-") || strings.HasPrefix(s, "ecdsa-sha2-") || strings.HasPrefix(s, "sk-") || strings.HasPrefix(s, "webauthn-sk-")
 }
@@ -83,18 +83,18 @@ func parseKey(typ, blob string) (ssh.PublicKey, error) {
 		if strings.HasSuffix(typ, "-cert-v01@openssh.com") {
 			return nil, errors.New("a certificate is not accepted as a key; write the plain public key")
 		}
-		return nil, fmt.Errorf("%s is not a type of key that is accepted here", quote(typ))
+		return nil, fmt.Errorf("%s is not an accepted type of key", quote(typ))
 	}
 	if blob == "" {
 		return nil, fmt.Errorf("nothing after %s", typ)
 	}
 	wire, err := base64.StdEncoding.DecodeString(blob)
 	if err != nil {
-		return nil, fmt.Errorf("the %s key is cut off or garbled: %w", typ, err)
+		return nil, fmt.Errorf("the %s key is truncated or corrupt: %w", typ, err)
 	}
 	key, err := ssh.ParsePublicKey(wire)
 	if err != nil {
-		return nil, fmt.Errorf("the %s key is cut off or garbled: %w", typ, err)
+		return nil, fmt.Errorf("the %s key is truncated or corrupt: %w", typ, err)
 	}
 	if key.Type() != typ {
 		return nil, fmt.Errorf("the line says %s, but the key in it is of type %s", typ, quote(key.Type()))
@@ -105,12 +105,12 @@ func parseKey(typ, blob string) (ssh.PublicKey, error) {
 	return key, nil
 }
 
-// checkKey refuses keys that are too weak, or too strong.
+// checkKey refuses keys that are too weak, or too expensive to verify with.
 func checkKey(key ssh.PublicKey) error {
 	if key, ok := key.(ssh.CryptoPublicKey); ok {
 		if key, ok := key.CryptoPublicKey().(*rsa.PublicKey); ok {
-			// Below, a key can be factored; above, it costs us more time to
-			// check a signature than a stranger should be able to ask for.
+			// A shorter modulus can be factored. A signature of a longer one
+			// takes too long to verify for an unauthenticated client.
 			if n := key.N.BitLen(); n < 2048 || n > 8192 {
 				return fmt.Errorf("RSA keys of %d bits are not accepted, only 2048 to 8192", n)
 			}
@@ -119,23 +119,24 @@ func checkKey(key ssh.PublicKey) error {
 	return nil
 }
 
-// options are what stands before the key.
+// options are the options before a key.
 type options struct {
 	permissions identity.Permissions
-	noTouch     bool
+	noTouch     bool      // no-touch-required
+	verify      bool      // verify-required
 	expires     time.Time // zero: never
-	from        patterns  // nil: from anywhere
-	authority   bool      // the key signs certificates, and does not log in itself
-	principals  []string  // which they must name; nil: the user
+	from        patterns  // nil: from any address
+	authority   bool      // cert-authority: the key signs certificates, and cannot log in
+	principals  []string  // of those certificates; nil: the user's name
 }
 
-// parseOptions parses the options that line begins with, up to the first blank
-// outside quotes, and returns what follows the blanks.
+// parseOptions parses the options at the start of line, up to the first blank outside
+// quotes. rest is the text after the blanks.
 //
-// The grammar is that of sshd(8) as sshd reads it: keywords in any case,
-// separated by commas; a value in double quotes right after "="; \" the only
-// escape, any other backslash stands for itself. Later words override earlier
-// ones, so "restrict,pty" permits a terminal and "pty,restrict" does not.
+// The grammar is that of sshd: keywords in upper or lower case, separated by commas;
+// a value in double quotes directly after "="; \" is the only escape, any other
+// backslash is literal. Later options override earlier ones, so "restrict,pty"
+// permits a terminal and "pty,restrict" does not.
 func parseOptions(line string, loc *time.Location) (o options, rest string, err error) {
 	p := optionParser{loc: loc}
 	p.permissions = identity.AllowAll()
@@ -164,7 +165,7 @@ func parseOptions(line string, loc *time.Location) (o options, rest string, err 
 		switch {
 		case line == "", line[0] == ' ', line[0] == '\t':
 			if p.principals != nil && !p.authority {
-				return options{}, "", errors.New(`option "principals": restricts nothing without cert-authority, so the line is refused`)
+				return options{}, "", errors.New(`option "principals": restricts nothing without cert-authority; the line is refused`)
 			}
 			return p.options, strings.TrimLeft(line, " \t"), nil
 		case line[0] == ',':
@@ -175,7 +176,7 @@ func parseOptions(line string, loc *time.Location) (o options, rest string, err 
 	}
 }
 
-// unquote reads a value in double quotes and returns what follows it.
+// unquote parses a value in double quotes. rest is the text after it.
 func unquote(s string) (value, rest string, err error) {
 	if !strings.HasPrefix(s, `"`) {
 		return "", "", errors.New(`its value must stand in double quotes`)
@@ -193,11 +194,11 @@ func unquote(s string) (value, rest string, err error) {
 	return "", "", errors.New("its closing quote is missing")
 }
 
-// quote makes what somebody wrote fit for an error.
+// quote quotes untrusted text for an error, and limits its length.
 func quote(s string) string {
-	const max = 64
-	if len(s) > max {
-		return fmt.Sprintf("%q...", s[:max])
+	const most = 64
+	if len(s) > most {
+		return fmt.Sprintf("%q...", s[:most])
 	}
 	return fmt.Sprintf("%q", s)
 }
@@ -205,13 +206,13 @@ func quote(s string) string {
 type optionParser struct {
 	options
 	loc  *time.Location
-	seen []string // options that may stand only once
-	envs []string // names of variables
+	seen []string // options that may be given only once
+	envs []string // names of the variables so far
 }
 
-var errUnknown = errors.New("not known here, so the line is refused")
+var errUnknown = errors.New("unknown; the line is refused")
 
-// flag takes an option without a value. name is in lower case.
+// flag parses an option without a value. name is in lower case.
 func (p *optionParser) flag(name string) error {
 	word, negated := strings.CutPrefix(name, "no-")
 	on := !negated
@@ -229,9 +230,7 @@ func (p *optionParser) flag(name string) error {
 	case "touch-required":
 		p.noTouch = negated
 	case "verify-required":
-		if on {
-			return errors.New("cannot be enforced: whether a FIDO key verified its user is not known here, so the line is refused")
-		}
+		p.verify = on
 	case "restrict":
 		if negated {
 			return errUnknown
@@ -257,8 +256,8 @@ func (p *optionParser) flag(name string) error {
 	return nil
 }
 
-// value takes an option with a value. name is in lower case. No error repeats a
-// command or an environment variable: they may hold what is not for a log.
+// value parses an option with a value. name is in lower case. No error repeats a
+// command or an environment variable, because they may contain secrets.
 func (p *optionParser) value(name, value string) error {
 	switch name {
 	case "command":
@@ -311,7 +310,7 @@ func (p *optionParser) value(name, value string) error {
 			p.principals = append(p.principals, principal)
 		}
 	case "tunnel":
-		return errors.New("tunnel devices are not forwarded here, so the line is refused")
+		return errors.New("tunnel devices are not supported; the line is refused")
 	default:
 		if p.flag(name) == nil {
 			return errors.New("takes no value")
@@ -329,9 +328,9 @@ func (p *optionParser) once(name string) error {
 	return nil
 }
 
-// setenv adds a variable. The first of a name counts, as with sshd. There is no
-// list of allowed names as PermitUserEnvironment has it: the file belongs to the
-// operator, not to the user.
+// setenv adds a variable. As with sshd, the first one of a name counts. There is no
+// list of permitted names as in PermitUserEnvironment, because the file belongs to
+// the operator, not to the user.
 func (p *optionParser) setenv(s string) error {
 	name, _, ok := strings.Cut(s, "=")
 	if !ok || name == "" {
@@ -354,9 +353,9 @@ func isAlnum(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
 }
 
-// parseTime parses YYYYMMDD[HHMM[SS]], in UTC if Z or UTC follows and else in
-// loc. Years before 1970 are refused, as sshd does; they would also come close
-// to the zero time, which means never.
+// parseTime parses YYYYMMDD[HHMM[SS]], in UTC if it ends in Z or UTC, and else in
+// loc. As with sshd, years before 1970 are refused. So the result is never the zero
+// time, which means no expiry.
 func parseTime(s string, loc *time.Location) (time.Time, error) {
 	digits := s
 	upper := strings.ToUpper(s)
@@ -376,9 +375,9 @@ func parseTime(s string, loc *time.Location) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("%s is not a time; write YYYYMMDD, YYYYMMDDHHMM or YYYYMMDDHHMMSS, with a Z for UTC", quote(s))
 }
 
-// parsePermit parses what permitopen and permitlisten take, and returns it as
-// host:port, with brackets around the host only if it contains a colon. A port
-// without a host is returned as it is; only permitlisten may have that.
+// parsePermit parses a value of permitopen or permitlisten. It returns host:port, with
+// brackets around the host only if it contains a colon, or the port alone. Only
+// permitlisten may have a port alone (barePort).
 func parsePermit(s string, barePort bool) (string, error) {
 	host, port := "", s
 	if strings.Contains(s, ":") || !barePort {
@@ -386,7 +385,7 @@ func parsePermit(s string, barePort bool) (string, error) {
 		if host, port, err = net.SplitHostPort(s); err != nil || host == "" {
 			return "", fmt.Errorf("%s is not host:port", quote(s))
 		}
-		// A comma separates entries when they are handed on.
+		// No comma: in the agent's certificate it separates entries.
 		if len(host) > 1024 || strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune(`,/"\[]`, r) }) {
 			return "", fmt.Errorf("%s is not a host", quote(host))
 		}

@@ -50,7 +50,7 @@ func wire(typ string, parts ...any) string {
 	return typ + " " + base64.StdEncoding.EncodeToString(b)
 }
 
-// rsaOf is an RSA public key of so many bits; nobody has its private key.
+// rsaOf is an RSA public key of so many bits, without a private key.
 func rsaOf(bits int) string {
 	n := new(big.Int).Lsh(big.NewInt(1), uint(bits-1))
 	n.Add(n, big.NewInt(1))
@@ -64,6 +64,7 @@ func without(f func(*identity.Permissions)) identity.Permissions {
 }
 
 func TestParseOptions(t *testing.T) {
+	t.Parallel()
 	all := identity.AllowAll()
 	none := identity.Permissions{}
 	day := func(y int, m time.Month, d, h, mi, s int) time.Time { return time.Date(y, m, d, h, mi, s, 0, time.UTC) }
@@ -95,10 +96,12 @@ func TestParseOptions(t *testing.T) {
 		{in: `no-touch-required`, want: options{permissions: all, noTouch: true}},
 		{in: `no-touch-required,touch-required`, want: options{permissions: all}},
 		{in: `restrict,no-touch-required`, want: options{noTouch: true}},
-		{in: `no-verify-required`, want: options{permissions: all}},
+		{in: `verify-required`, want: options{permissions: all, verify: true}},
+		{in: `restrict,verify-required`, want: options{verify: true}},
+		{in: `verify-required,no-verify-required`, want: options{permissions: all}},
+		{in: `verify-required="yes"`, wantErr: `takes no value`},
 
-		// What is not honoured is refused.
-		{in: `verify-required`, wantErr: `option "verify-required": cannot be enforced`},
+		// Unsupported options are refused.
 		{in: `cert-authority`, want: options{permissions: all, authority: true}},
 		{in: `principals="a,b c",Cert-Authority`, want: options{permissions: all, authority: true, principals: []string{"a", "b c"}}},
 		{in: `cert-authority="x"`, wantErr: `takes no value`},
@@ -107,17 +110,17 @@ func TestParseOptions(t *testing.T) {
 		{in: `cert-authority,principals=""`, wantErr: `a principal is empty`},
 		{in: `cert-authority,principals="a,,b"`, wantErr: `a principal is empty`},
 		{in: `cert-authority,principals=estragon`, wantErr: `must stand in double quotes`},
-		{in: `tunnel="0"`, wantErr: `option "tunnel": tunnel devices are not forwarded here`},
+		{in: `tunnel="0"`, wantErr: `option "tunnel": tunnel devices are not supported`},
 		{in: `tunnel="any"`, wantErr: `tunnel devices`},
-		{in: `shiny`, wantErr: `option "shiny": not known here`},
-		{in: `shiny="yes"`, wantErr: `option "shiny": not known here`},
-		{in: `no-restrict`, wantErr: `not known here`},
-		{in: `no-command`, wantErr: `not known here`},
-		{in: `no-cert-authority`, wantErr: `not known here`},
-		{in: `no-no-pty`, wantErr: `not known here`},
-		{in: `no-`, wantErr: `not known here`},
-		{in: `ptyx`, wantErr: `not known here`},
-		{in: `restrict-all`, wantErr: `not known here`},
+		{in: `shiny`, wantErr: `option "shiny": unknown`},
+		{in: `shiny="yes"`, wantErr: `option "shiny": unknown`},
+		{in: `no-restrict`, wantErr: `unknown; the line is refused`},
+		{in: `no-command`, wantErr: `unknown; the line is refused`},
+		{in: `no-cert-authority`, wantErr: `unknown; the line is refused`},
+		{in: `no-no-pty`, wantErr: `unknown; the line is refused`},
+		{in: `no-`, wantErr: `unknown; the line is refused`},
+		{in: `ptyx`, wantErr: `unknown; the line is refused`},
+		{in: `restrict-all`, wantErr: `unknown; the line is refused`},
 		{in: `pty,shiny`, wantErr: `option "shiny"`},
 		{in: strings.Repeat("x", 300), wantErr: `"` + strings.Repeat("x", 64) + `"...`},
 
@@ -211,7 +214,7 @@ func TestParseOptions(t *testing.T) {
 		{in: `permitlisten=":80"`, wantErr: `not host:port`},
 		{in: `permitlisten=""`, wantErr: `not a port`},
 
-		// from; what it matches is tested by TestFrom.
+		// from; TestFrom tests matches.
 		{in: `from="10.0.0.0/8",from="11.0.0.0/8"`, wantErr: `option "from": given more than once`},
 		{in: `from=""`, wantErr: `an address is empty`},
 		{in: `from="laptop.example.com"`, wantErr: `names are not looked up here`},
@@ -241,6 +244,7 @@ func TestParseOptions(t *testing.T) {
 }
 
 func TestParseTimeWithoutZoneIsLocal(t *testing.T) {
+	t.Parallel()
 	east := time.FixedZone("east", 2*60*60)
 	local, err := parseTime("203001020304", east)
 	if err != nil {
@@ -259,6 +263,7 @@ func TestParseTimeWithoutZoneIsLocal(t *testing.T) {
 }
 
 func TestParseLine(t *testing.T) {
+	t.Parallel()
 	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -283,7 +288,7 @@ func TestParseLine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert := &ssh.Certificate{Key: edKey(1), CertType: ssh.UserCert, ValidBefore: ssh.CertTimeInfinity}
+	cert := &ssh.Certificate{Key: edKey(1), CertType: ssh.UserCert, ValidPrincipals: []string{"alice"}, ValidBefore: ssh.CertTimeInfinity}
 	if err := cert.SignCert(rand.Reader, ca); err != nil {
 		t.Fatal(err)
 	}
@@ -316,26 +321,26 @@ func TestParseLine(t *testing.T) {
 		{name: "rsa 1024", line: rsaOf(1024), wantErr: "RSA keys of 1024 bits are not accepted"},
 		{name: "rsa 2047", line: rsaOf(2047), wantErr: "RSA keys of 2047 bits"},
 		{name: "rsa 8193", line: rsaOf(8193), wantErr: "RSA keys of 8193 bits"},
-		{name: "rsa 30000", line: rsaOf(30000), wantErr: "cut off or garbled"},
+		{name: "rsa 30000", line: rsaOf(30000), wantErr: "truncated or corrupt"},
 		{name: "dsa", line: wire("ssh-dss", big.NewInt(1), big.NewInt(2), big.NewInt(3), big.NewInt(4)), wantErr: "DSA keys are not accepted"},
 		{name: "certificate", line: authorized(cert), wantErr: "a certificate is not accepted as a key"},
 		{name: "certificate under the key's name", line: "ssh-ed25519 " + strings.Fields(authorized(cert))[1], wantErr: "the line says ssh-ed25519, but the key in it is of type"},
 		{name: "type and key differ", line: "ssh-ed25519 " + strings.Fields(authorized(ecPub))[1], wantErr: "the line says ssh-ed25519"},
-		{name: "unknown type", line: "ssh-new " + blob, wantErr: `"ssh-new" is not a type of key`},
-		{name: "unknown type after options", line: "restrict new " + blob, wantErr: `"new" is not a type of key`},
-		{name: "signature algorithm as type", line: "rsa-sha2-256 " + blob, wantErr: "not known here"},
-		{name: "upper-case type", line: "SSH-ED25519 " + blob, wantErr: "not known here"},
+		{name: "unknown type", line: "ssh-new " + blob, wantErr: `"ssh-new" is not an accepted type of key`},
+		{name: "unknown type after options", line: "restrict new " + blob, wantErr: `"new" is not an accepted type of key`},
+		{name: "signature algorithm as type", line: "rsa-sha2-256 " + blob, wantErr: "unknown"},
+		{name: "upper-case type", line: "SSH-ED25519 " + blob, wantErr: "unknown"},
 		{name: "only a type", line: "ssh-ed25519", wantErr: "nothing after ssh-ed25519"},
 		{name: "only options", line: "restrict", wantErr: "no key after the options"},
 		{name: "only the blob", line: blob, wantErr: "option"},
-		{name: "options twice", line: "restrict no-pty " + plain, wantErr: `"no-pty" is not a type of key`},
-		{name: "option, then the blob", line: "restrict " + blob, wantErr: "not a type of key"},
+		{name: "options twice", line: "restrict no-pty " + plain, wantErr: `"no-pty" is not an accepted type of key`},
+		{name: "option, then the blob", line: "restrict " + blob, wantErr: "not an accepted type of key"},
 		{name: "blank in the options", line: "restrict, pty " + plain, wantErr: "an option is empty"},
 		{name: "open quote swallows the key", line: `command="a ` + plain, wantErr: "closing quote is missing"},
-		{name: "not base64", line: "ssh-ed25519 !!!!", wantErr: "cut off or garbled"},
+		{name: "not base64", line: "ssh-ed25519 !!!!", wantErr: "truncated or corrupt"},
 		{name: "NUL", line: plain + "\x00", wantErr: "contains a NUL byte"},
 		{name: "too long", line: plain + " " + strings.Repeat("x", maxLine), wantErr: "longer than 8192 bytes"},
-		{name: "private key", line: "-----BEGIN OPENSSH PRIVATE KEY-----", wantErr: `option "-----BEGIN": not known here`},
+		{name: "private key", line: "-----BEGIN OPENSSH PRIVATE KEY-----", wantErr: `option "-----BEGIN": unknown`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -354,9 +359,10 @@ func TestParseLine(t *testing.T) {
 	}
 }
 
-// TestCutOffLine cuts a line at every byte: what is left of it is either no key
+// TestTruncatedLine truncates a line at every byte: the rest is either no key
 // or the whole key, and never loses a restriction.
-func TestCutOffLine(t *testing.T) {
+func TestTruncatedLine(t *testing.T) {
+	t.Parallel()
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
@@ -395,7 +401,7 @@ func FuzzParseLine(f *testing.F) {
 			}
 			return
 		}
-		// Whoever reads the line with package ssh must find the same key
+		// Package ssh must find the same key in the line
 		// behind the same number of options.
 		if strings.Contains(line, "\n") {
 			return // not a line
@@ -423,7 +429,7 @@ func FuzzOptions(f *testing.F) {
 			return
 		}
 		used := strings.TrimRight(s[:len(s)-len(rest)], " \t")
-		// A restriction behind the others takes away what it names, and
+		// A restriction after the others removes its permission, and
 		// changes nothing else.
 		restricted, rest, err := parseOptions(used+",restrict x", time.UTC)
 		if err != nil || rest != "x" {

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -13,93 +14,87 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// This file asks a command or a web server for a user's keys. Anybody can cause
-// that by offering a key, so it is bounded:
+// This file asks a command or a web server for a user's keys. Any client can cause
+// such a query by offering a key, so they are limited:
 //
-//   - For one user one question is out at a time, and one more for keys that are
-//     known to be hers: whoever has those does not wait behind strangers who offer
-//     others in her name. Whoever asks meanwhile waits for the answer.
-//   - An answer counts for LookupCache; one without keys, as strangers get, for
-//     emptyFor at most. After a failure nothing is asked for retryAfter.
-//   - Of all users together maxAsking questions are out, and of those for users
-//     who are not known to have keys maxAskingStrangers. The rest wait, as long
-//     as a question may take.
-//   - Questions for users who are not known to have keys are refused when there
-//     are more than sourceRate of them from one source, or more than totalRate.
-//   - Answers are of maxAnswer bytes at most; maxCached of them are kept, those
-//     with keys before those without.
+//   - A user has at most two queries in flight: one for keys that she is known to
+//     have, and one for all others. So clients that offer unknown keys in her name
+//     do not delay her. Attempts with the same query share its answer.
+//   - An answer is cached for LookupCache; an answer without keys for at most
+//     emptyTTL. After a failure nothing is asked for retryAfter.
+//   - All users together have at most maxInFlight queries in flight, of which
+//     maxUnknownInFlight are for users without known keys. Other
+//     queries wait, for at most the timeout of a query.
+//   - Queries for users without known keys are rate-limited, per source
+//     address and in total.
+//   - An answer has at most maxAnswer bytes. At most maxCached answers are kept;
+//     those without keys are evicted first.
 const (
 	lookupTimeout = 10 * time.Second
 	lookupCache   = time.Minute
 	lookupStale   = 10 * time.Minute
 
-	emptyFor   = 10 * time.Second
+	emptyTTL   = 10 * time.Second
 	retryAfter = 5 * time.Second
 
-	maxAsking          = 16
-	maxAskingStrangers = 8
-
-	// A rate is of a second, and as many as its burst may come at once.
-	sourceRate, sourceBurst = 2, 20
-	totalRate, totalBurst   = 50, 200
-	maxSources              = 4096 // that are counted apart
+	maxInFlight        = 16
+	maxUnknownInFlight = 8
 
 	maxAnswer = 128 << 10
 
-	complainEvery = 10 * time.Second // in the log, about failures
+	failureLogInterval = 10 * time.Second
 )
 
-// A lookup asks for keys that are not in a file, and remembers the answers.
+// A lookup asks for keys that are in no file, and caches the answers.
 type lookup struct {
-	setting string
-	// perKey says that the answer depends on the key that is offered.
+	setting string // its name, for grants and messages
+	// perKey is set if the answer depends on the key that is offered.
 	perKey bool
-	// needsFile says that it may be asked only for users who have a file.
+	// needsFile is set if only users with a file may be asked for.
 	needsFile bool
-	// fetch asks. It ends soon after ctx does. What it got the last time is
-	// an answer without file if there is none, and may be returned again if
-	// it still holds.
+	// fetch asks. It returns soon after ctx ends. last is the previous answer,
+	// without a file if there is none; fetch may return it if it has not changed.
 	fetch func(ctx context.Context, user string, key ssh.PublicKey, last answer) (answer, error)
 
-	timeout, cache, stale time.Duration
-	// outlive is how long a login that is going on outlives the last answer.
-	outlive time.Duration
-	log     *slog.Logger // may be nil
+	timeout  time.Duration
+	ttl      time.Duration // of an answer
+	staleTTL time.Duration // of an answer while queries fail; zero: it is not used then
+	// loginGrace is for how long after the last answer a login survives failures.
+	loginGrace time.Duration
+	log        *slog.Logger // may be nil
 
-	total     chan struct{} // a place for each question that is out
-	strangers chan struct{}
-	pace      pace
+	inFlight, unknownInFlight chan struct{} // semaphores
+	limiter                   rateLimiter   // of queries for users without known keys
 
 	mu         sync.Mutex
-	answers    map[question]*memory
-	asking     map[turn]chan struct{} // closed when the answer is there
-	complained time.Time
-	unsaid     int // failures since that were not logged
+	entries    map[query]*cacheEntry
+	pending    map[queryClass]chan struct{} // closed when the answer is cached
+	lastLogged time.Time                    // failure
+	suppressed int                          // failures since then
 }
 
-// A question is what an answer is for.
-type question struct {
+// A query identifies an answer.
+type query struct {
 	user string
-	// key is the SHA-256 of the key, if that matters: a certificate may be as
-	// long as its bearer likes.
+	// key is the SHA-256 of the key if the answer depends on it. A hash, because a
+	// certificate may have any length.
 	key [sha256.Size]byte
 }
 
-// A turn is what one question at a time can have.
-type turn struct {
+// A queryClass has one query in flight at a time.
+type queryClass struct {
 	user string
-	// known says that it is for those that had keys for an answer before, or
-	// for a login that is going on.
+	// known is set for keys that were in the previous answer, and for logins that
+	// are already granted.
 	known bool
 }
 
-// An answer is what a question brought. A user without keys has an empty file.
+// An answer is the result of a query. The file of a user without keys is empty.
 type answer struct {
 	file *keyFile
 	etag string // of the web server
 	at   time.Time
-	// problem is the first line that was passed over, and problems is how
-	// many there are.
+	// problem is the first line that was refused, problems the number of them.
 	problem  error
 	problems int
 }
@@ -114,91 +109,96 @@ func newAnswer(user string, data []byte, refuse func(options) error) answer {
 	return a
 }
 
-// memory is what is known about a question.
-type memory struct {
-	answer           // the last one; file may be nil
-	failed time.Time // when asking failed after that; zero if it did not
-	err    error     // how
+// hasKeys reports whether the answer has a key.
+func (a *answer) hasKeys() bool { return a.file != nil && len(a.file.entries) > 0 }
+
+// A cacheEntry is the last answer to a query, and the failure after it.
+type cacheEntry struct {
+	answer           // file is nil if there was none
+	failed time.Time // zero if the answer is the last thing that happened
+	err    error     // the failure
 }
 
-// usable returns the answer that counts at the time now and until when, or why
-// there is none. ok says that there is no need to ask. If after is not zero, an
-// answer since then counts even if it is a little old, so that one that was asked
-// for in the background is there to be found.
-func (l *lookup) usable(m *memory, now, after time.Time) (file *keyFile, until time.Time, err error, ok bool) {
-	if m == nil {
+// usable returns the cached answer and until when it is valid, or the failure that
+// stands for it. ok is false if the query must be sent.
+//
+// If since is not zero, an answer that arrived after it is valid for a little longer
+// than its TTL: a login that has it asked for in the background must find it the
+// next time.
+func (l *lookup) usable(e *cacheEntry, now, since time.Time) (file *keyFile, until time.Time, err error, ok bool) {
+	if e == nil {
 		return nil, time.Time{}, nil, false
 	}
-	fresh := l.cache
-	if m.file != nil && len(m.file.entries) == 0 {
-		fresh = min(fresh, emptyFor)
+	ttl := l.ttl
+	if e.file != nil && !e.hasKeys() {
+		ttl = min(ttl, emptyTTL)
 	}
-	age := now.Sub(m.at)
+	age := now.Sub(e.at)
 	switch {
-	case m.file != nil && !after.IsZero() && !m.at.Before(after) && age >= 0 && age < emptyFor && !m.failed.After(m.at):
-		return m.file, m.at.Add(fresh), nil, true
-	case m.file != nil && age >= 0 && age < fresh:
-		return m.file, m.at.Add(fresh), nil, true
-	case m.failed.IsZero() || now.Sub(m.failed) >= retryAfter || now.Before(m.failed):
+	case e.file != nil && !since.IsZero() && !e.at.Before(since) && age >= 0 && age < emptyTTL && !e.failed.After(e.at):
+		return e.file, e.at.Add(ttl), nil, true
+	case e.file != nil && age >= 0 && age < ttl:
+		return e.file, e.at.Add(ttl), nil, true
+	case e.failed.IsZero() || now.Sub(e.failed) >= retryAfter || now.Before(e.failed):
 		return nil, time.Time{}, nil, false
-	case m.file != nil && age < l.stale && m.failed.After(m.at):
-		return m.file, m.failed.Add(retryAfter), nil, true
+	case e.file != nil && age < l.staleTTL && e.failed.After(e.at):
+		return e.file, e.failed.Add(retryAfter), nil, true
 	}
-	return nil, time.Time{}, m.err, true
+	return nil, time.Time{}, e.err, true
 }
 
-// givenUp says that no answer is to be expected any more for a login that is going
-// on. sshd takes a command that fails for one that knows no keys, but for the user
-// who is working a failure is more likely an outage than anybody's wish.
-func (l *lookup) givenUp(m *memory, now, after time.Time) bool {
-	if m == nil || m.failed.IsZero() {
+// failedTooLong reports whether queries have failed for so long that a granted
+// login must end. Until then a failure is rather an outage than a removed key,
+// although sshd takes a command that fails for one that knows no keys.
+func (l *lookup) failedTooLong(e *cacheEntry, now, since time.Time) bool {
+	if e == nil || e.failed.IsZero() {
 		return false
 	}
-	last := after // the answer itself may have been forgotten
-	if m.file != nil {
-		last = m.at
+	last := since // the answer itself may have been evicted
+	if e.file != nil {
+		last = e.at
 	}
-	return now.Sub(last) >= l.outlive
+	return now.Sub(last) >= l.loginGrace
 }
 
-// ask returns the user's keys and until when that answer counts. If it does not
-// wait and has no answer at hand, it asks nevertheless and returns ErrUndecided,
-// unless there has been none for too long. For after see usable.
-func (l *lookup) ask(user string, key ssh.PublicKey, from netip.Addr, wait bool, after time.Time) (*keyFile, time.Time, error) {
-	q := question{user: user}
+// ask returns the user's keys and until when they are valid. If wait is false and
+// no answer is cached, ask sends the query in the background and returns
+// ErrUndecided, or another error if queries have failed for too long. For since
+// see usable.
+func (l *lookup) ask(user string, key ssh.PublicKey, from netip.Addr, wait bool, since time.Time) (*keyFile, time.Time, error) {
+	q := query{user: user}
 	if l.perKey {
 		q.key = sha256.Sum256(key.Marshal())
 	}
-	timeout := time.NewTimer(2 * l.timeout) // somebody else's question, and ours
+	timeout := time.NewTimer(2 * l.timeout) // a query that is in flight, and ours
 	defer timeout.Stop()
 	for {
 		now := time.Now()
 		l.mu.Lock()
-		m := l.answers[q]
-		file, until, err, ok := l.usable(m, now, after)
-		if (!ok || err != nil) && !wait && l.givenUp(m, now, after) {
-			err = fmt.Errorf("%s: no answer for %v", l.setting, l.outlive)
+		e := l.entries[q]
+		file, until, err, ok := l.usable(e, now, since)
+		if (!ok || err != nil) && !wait && l.failedTooLong(e, now, since) {
+			err = fmt.Errorf("%s: no answer for %v", l.setting, l.loginGrace)
 		}
 		if ok {
 			l.mu.Unlock()
 			return file, until, err
 		}
-		// A login that is going on is no stranger's.
-		mine := turn{user, !wait || m != nil && m.file != nil && len(m.file.entries) > 0}
-		done := l.asking[mine]
+		class := queryClass{user, !wait || e != nil && e.hasKeys()}
+		done := l.pending[class]
 		if done == nil {
-			if !mine.known && !l.pace.allow(from, now) {
+			if !class.known && !l.limiter.allow(from, now) {
 				l.mu.Unlock()
-				return nil, time.Time{}, undecided{fmt.Errorf("%s: too many questions for users without keys", l.setting)}
+				return nil, time.Time{}, undecided{fmt.Errorf("%s: too many queries for users without keys", l.setting)}
 			}
 			done = make(chan struct{})
-			if l.asking == nil {
-				l.asking = make(map[turn]chan struct{})
+			if l.pending == nil {
+				l.pending = make(map[queryClass]chan struct{})
 			}
-			l.asking[mine] = done
-			// It outlives an asker that does not wait, but not the timeout by
-			// much: the answer serves the next one.
-			go l.question(q, key, mine, done)
+			l.pending[class] = done
+			// The goroutine outlives a caller that does not wait, but not its
+			// timeout by much. The answer is cached for the next caller.
+			go l.send(q, key, class, done)
 		}
 		l.mu.Unlock()
 		if !wait {
@@ -215,188 +215,128 @@ func (l *lookup) ask(user string, key ssh.PublicKey, from netip.Addr, wait bool,
 	}
 }
 
-// question asks, remembers the answer and closes done.
-func (l *lookup) question(q question, key ssh.PublicKey, mine turn, done chan struct{}) {
+// send sends a query, caches the answer and closes done.
+func (l *lookup) send(q query, key ssh.PublicKey, class queryClass, done chan struct{}) {
 	ctx, cancel := context.WithTimeout(context.Background(), l.timeout)
 	defer cancel()
 	l.mu.Lock()
 	var last answer
-	if m := l.answers[q]; m != nil {
-		last = m.answer
+	if e := l.entries[q]; e != nil {
+		last = e.answer
 	}
 	l.mu.Unlock()
 
-	places := []chan struct{}{l.total}
-	if !mine.known {
-		places = []chan struct{}{l.strangers, l.total}
+	semaphores := []chan struct{}{l.inFlight}
+	if !class.known {
+		semaphores = []chan struct{}{l.unknownInFlight, l.inFlight}
 	}
 	var got answer
-	err := enter(ctx, places)
+	err := acquire(ctx, semaphores)
 	if err == nil {
 		got, err = l.fetch(ctx, q.user, key, last)
-		for _, place := range places {
-			<-place
+		for _, s := range semaphores {
+			<-s
 		}
 	}
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	m := &memory{answer: last}
+	e := &cacheEntry{answer: last}
 	switch {
 	case err != nil:
-		m.failed, m.err = now, undecided{fmt.Errorf("%s: %w", l.setting, err)}
-		l.complain(now, "keys could not be looked up", slog.String("user", q.user), slog.Any("err", m.err),
-			slog.Bool("last_answer_counts", m.file != nil && now.Sub(m.at) < l.stale))
+		e.failed, e.err = now, undecided{fmt.Errorf("%s: %w", l.setting, err)}
+		l.logFailure(now, "keys could not be looked up", slog.String("user", q.user), slog.Any("err", e.err),
+			slog.Bool("last_answer_counts", e.file != nil && now.Sub(e.at) < l.staleTTL))
 	default:
 		got.at = now
-		m.answer = got
+		e.answer = got
 		if got.problem != nil {
-			l.complain(now, "keys refused", slog.String("user", q.user), slog.String("source", l.setting),
+			l.logFailure(now, "keys refused", slog.String("user", q.user), slog.String("source", l.setting),
 				slog.Any("err", got.problem), slog.Int("lines", got.problems))
 		}
 	}
-	l.keep(q, m)
-	delete(l.asking, mine)
+	l.store(q, e)
+	delete(l.pending, class)
 	close(done)
 }
 
-// enter takes a place in each, or none.
-func enter(ctx context.Context, places []chan struct{}) error {
-	for i, place := range places {
+// acquire acquires all semaphores, or none.
+func acquire(ctx context.Context, semaphores []chan struct{}) error {
+	for i, s := range semaphores {
 		select {
-		case place <- struct{}{}:
+		case s <- struct{}{}:
 		case <-ctx.Done():
-			for _, place := range places[:i] {
-				<-place
+			for _, s := range semaphores[:i] {
+				<-s
 			}
-			return errors.New("too many questions at once")
+			return errors.New("too many queries at once")
 		}
 	}
 	return nil
 }
 
-// keep remembers. It is called with l.mu held.
-func (l *lookup) keep(q question, m *memory) {
-	if l.answers == nil {
-		l.answers = make(map[question]*memory)
+// store caches an entry. The caller holds l.mu.
+func (l *lookup) store(q query, e *cacheEntry) {
+	if l.entries == nil {
+		l.entries = make(map[query]*cacheEntry)
 	}
-	if _, ok := l.answers[q]; !ok && len(l.answers) >= maxCached {
-		// Of some, in no order, the first without keys; if all have keys, one
-		// of them. Then it is only asked for again.
-		var victim question
-		looked := 0
-		for other, m := range l.answers {
+	if _, ok := l.entries[q]; !ok && len(l.entries) >= maxCached {
+		// Of 32 random entries, evict the first without keys, or else the last.
+		var victim query
+		seen := 0
+		for other, e := range l.entries {
 			victim = other
-			if looked++; looked == 32 || m.file == nil || len(m.file.entries) == 0 {
+			if seen++; seen == 32 || !e.hasKeys() {
 				break
 			}
 		}
-		delete(l.answers, victim)
+		delete(l.entries, victim)
 	}
-	l.answers[q] = m
+	l.entries[q] = e
 }
 
-// complain logs, but not everything: strangers can cause it. It is called with
-// l.mu held.
-func (l *lookup) complain(now time.Time, msg string, attrs ...slog.Attr) {
+// logFailure logs at most one record per failureLogInterval, because clients can
+// cause failures. The caller holds l.mu.
+func (l *lookup) logFailure(now time.Time, msg string, attrs ...slog.Attr) {
 	switch {
 	case l.log == nil:
-	case now.Sub(l.complained) < complainEvery:
-		l.unsaid++
+	case now.Sub(l.lastLogged) < failureLogInterval:
+		l.suppressed++
 	default:
-		l.log.LogAttrs(context.Background(), slog.LevelWarn, msg, append(attrs, slog.Int("not_logged_before", l.unsaid))...)
-		l.complained, l.unsaid = now, 0
+		l.log.LogAttrs(context.Background(), slog.LevelWarn, msg, append(attrs, slog.Int("not_logged_before", l.suppressed))...)
+		l.lastLogged, l.suppressed = now, 0
 	}
 }
 
-// outside returns the lookups, in the order in which they are asked.
-func (k *Keys) outside() []*lookup {
-	k.once.Do(func() {
-		add := func(l *lookup) {
-			l.timeout, l.cache, l.outlive, l.log = k.LookupTimeout, k.LookupCache, k.LookupStale, k.Log
-			if l.timeout == 0 {
-				l.timeout = lookupTimeout
-			}
-			if l.cache == 0 {
-				l.cache = lookupCache
-			}
-			if l.outlive == 0 {
-				l.outlive = lookupStale
-			}
-			l.total = make(chan struct{}, maxAsking)
-			l.strangers = make(chan struct{}, maxAskingStrangers)
-			k.lookups = append(k.lookups, l)
-		}
+// externalSources returns the lookups, in the order in which they are asked.
+func (k *Keys) externalSources() []*lookup {
+	k.externalOnce.Do(func() {
 		if len(k.Command) > 0 {
-			// No stale answers: scripts fail for users they do not know, and
-			// one who is removed must not stay for ten minutes.
-			add(&lookup{setting: sourceCommand, perKey: needsKey(k.Command), fetch: k.runCommand})
+			// No stale answers: commands fail for users they do not know, and a
+			// removed user must not stay for ten minutes.
+			l := k.newLookup(sourceCommand, k.runCommand)
+			l.perKey = needsKey(k.Command)
+			k.external = append(k.external, l)
 		}
 		if k.URL != "" {
-			add(&lookup{setting: sourceURL, needsFile: true, fetch: newFetcher(k.URL).fetch})
-			l := k.lookups[len(k.lookups)-1]
-			l.stale = l.outlive
+			l := k.newLookup(sourceURL, newFetcher(k.URL).fetch)
+			l.needsFile, l.staleTTL = true, l.loginGrace
+			k.external = append(k.external, l)
 		}
 	})
-	return k.lookups
+	return k.external
 }
 
-// pace bounds how often something may happen, for one source and for all.
-type pace struct {
-	total   bucket
-	sources map[netip.Prefix]*bucket
-}
-
-// allow counts one more at the time now, unless it is too many. It is not safe
-// for concurrent use.
-func (p *pace) allow(from netip.Addr, now time.Time) bool {
-	bits := 32
-	if from = from.Unmap(); from.Is6() {
-		bits = 64 // what one customer gets
+func (k *Keys) newLookup(setting string, fetch func(context.Context, string, ssh.PublicKey, answer) (answer, error)) *lookup {
+	return &lookup{
+		setting:         setting,
+		fetch:           fetch,
+		timeout:         cmp.Or(k.LookupTimeout, lookupTimeout),
+		ttl:             cmp.Or(k.LookupCache, lookupCache),
+		loginGrace:      cmp.Or(k.LookupStale, lookupStale),
+		log:             k.Log,
+		inFlight:        make(chan struct{}, maxInFlight),
+		unknownInFlight: make(chan struct{}, maxUnknownInFlight),
 	}
-	source, _ := from.Prefix(bits) // the zero one without an address
-	b := p.sources[source]
-	if b == nil {
-		if len(p.sources) >= maxSources {
-			p.forget(now)
-		}
-		if len(p.sources) >= maxSources {
-			return false
-		}
-		if p.sources == nil {
-			p.sources = make(map[netip.Prefix]*bucket)
-		}
-		b = &bucket{}
-		p.sources[source] = b
-	}
-	// The source first: one that asks too often takes nothing from the others.
-	return b.take(now, sourceRate, sourceBurst) && p.total.take(now, totalRate, totalBurst)
-}
-
-// forget drops the sources that are as good as new.
-func (p *pace) forget(now time.Time) {
-	for source, b := range p.sources {
-		if now.Sub(b.at) >= sourceBurst/sourceRate*time.Second {
-			delete(p.sources, source)
-		}
-	}
-}
-
-// A bucket loses what is taken from it, and fills with time.
-type bucket struct {
-	used float64
-	at   time.Time
-}
-
-func (b *bucket) take(now time.Time, rate, burst float64) bool {
-	if passed := now.Sub(b.at).Seconds(); passed > 0 {
-		b.used = max(0, b.used-passed*rate)
-		b.at = now
-	}
-	if b.used+1 > burst {
-		return false
-	}
-	b.used++
-	return true
 }

@@ -33,8 +33,8 @@ type fakeLookup struct {
 func newFakeLookup(answers map[string]string) *fakeLookup {
 	f := &fakeLookup{answers: answers}
 	f.lookup = &lookup{
-		setting: "fake", timeout: 10 * time.Second, cache: time.Minute, stale: 10 * time.Minute, outlive: 10 * time.Minute,
-		total: make(chan struct{}, maxAsking), strangers: make(chan struct{}, maxAskingStrangers),
+		setting: "fake", timeout: 10 * time.Second, ttl: time.Minute, staleTTL: 10 * time.Minute, loginGrace: 10 * time.Minute,
+		inFlight: make(chan struct{}, maxInFlight), unknownInFlight: make(chan struct{}, maxUnknownInFlight),
 	}
 	f.lookup.log = slog.New(slog.NewTextHandler(&f.log, nil))
 	f.fetch = func(ctx context.Context, user string, _ ssh.PublicKey, _ answer) (answer, error) {
@@ -76,6 +76,7 @@ func (f *fakeLookup) has(t *testing.T, user string) (bool, error) {
 }
 
 func TestLookupRemembers(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeLookup(map[string]string{"alice": authorized(edKey(1))})
 		expect := func(step, user string, want bool, wantErr string, asked int) {
@@ -124,6 +125,7 @@ func TestLookupRemembers(t *testing.T) {
 }
 
 func TestLookupDoesNotWait(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeLookup(map[string]string{"alice": authorized(edKey(1))})
 		began := time.Now()
@@ -138,19 +140,20 @@ func TestLookupDoesNotWait(t *testing.T) {
 	})
 }
 
-// TestLookupGivenUp has a login go on while no answer can be had, from a source
-// whose answers count for longer than they are asked for, and from one whose do not.
-func TestLookupGivenUp(t *testing.T) {
+// TestLookupFails rechecks a login while queries fail, of a lookup
+// that uses stale answers, and of one that does not.
+func TestLookupFails(t *testing.T) {
+	t.Parallel()
 	for _, stale := range []time.Duration{0, 10 * time.Minute} {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFakeLookup(map[string]string{"alice": authorized(edKey(1))})
-			f.stale = stale
+			f.staleTTL = stale
 			if ok, err := f.has(t, "alice"); !ok {
 				t.Fatal(err)
 			}
 			answered := time.Now()
-			until := answered.Add(f.cache)
-			// recheck is what Recheck does every few seconds.
+			until := answered.Add(f.ttl)
+			// recheck does the same as Recheck every few seconds.
 			recheck := func() error {
 				time.Sleep(2 * time.Second)
 				if time.Now().Before(until) {
@@ -163,7 +166,7 @@ func TestLookupGivenUp(t *testing.T) {
 				return err
 			}
 			f.set(errors.New("down"), "alice", authorized(edKey(1)))
-			for time.Since(answered) < f.outlive-2*time.Second {
+			for time.Since(answered) < f.loginGrace-2*time.Second {
 				if err := recheck(); err != nil && !errors.Is(err, ErrUndecided) {
 					t.Fatalf("stale %v: refused after %v: %v", stale, time.Since(answered), err)
 				}
@@ -181,13 +184,14 @@ func TestLookupGivenUp(t *testing.T) {
 			if err := recheck(); err != nil {
 				t.Errorf("stale %v: up again, and refused: %v", stale, err)
 			}
-			time.Sleep(time.Minute) // for what is out
+			time.Sleep(time.Minute) // for the queries in flight
 		})
 	}
 }
 
 // TestLookupOneAtATime has many ask for one user, by one key or by many.
 func TestLookupOneAtATime(t *testing.T) {
+	t.Parallel()
 	for _, perKey := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFakeLookup(map[string]string{"alice": authorized(edKey(1))})
@@ -208,10 +212,11 @@ func TestLookupOneAtATime(t *testing.T) {
 	}
 }
 
-// TestLookupKnownGoesFirst has strangers offer keys in alice's name, as many as
-// they may, to a command that is asked about each key. She waits for no more than
+// TestLookupKnownGoesFirst has clients offer as many unknown keys in alice's name as
+// the limits permit, to a command that is asked about each key. She waits only for
 // her own answer.
 func TestLookupKnownGoesFirst(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeLookup(nil)
 		f.perKey = true
@@ -245,7 +250,7 @@ func TestLookupKnownGoesFirst(t *testing.T) {
 			})
 		}
 		for range 5 {
-			time.Sleep(f.cache + time.Second) // her answer counts no more
+			time.Sleep(f.ttl + time.Second) // her answer counts no more
 			began := time.Now()
 			ok, err := f.has(t, "alice")
 			if took := time.Since(began); !ok || took > time.Second {
@@ -254,7 +259,7 @@ func TestLookupKnownGoesFirst(t *testing.T) {
 		}
 		close(over)
 		strangers.Wait()
-		time.Sleep(2 * time.Second) // a question outlives whoever asked it
+		time.Sleep(2 * time.Second) // a query outlives its caller
 		if most := f.most.Load(); most != 2 {
 			t.Errorf("%d questions were out for one user, want 2", most)
 		}
@@ -263,12 +268,13 @@ func TestLookupKnownGoesFirst(t *testing.T) {
 
 // TestLookupStrangers floods: from one source, and from many.
 func TestLookupStrangers(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeLookup(map[string]string{"alice": authorized(edKey(1))})
 		if ok, err := f.has(t, "alice"); !ok {
 			t.Fatal(err)
 		}
-		f.cache = time.Millisecond // every login asks
+		f.ttl = time.Millisecond // every login asks
 
 		flood := func(n int, source func(i int) netip.Addr) (refused int) {
 			var wg sync.WaitGroup
@@ -280,9 +286,9 @@ func TestLookupStrangers(t *testing.T) {
 					}
 				})
 			}
-			// An honest user gets in meanwhile.
+			// A user with keys is not affected.
 			if ok, err := f.has(t, "alice"); !ok {
-				t.Errorf("alice is shut out: %v", err)
+				t.Errorf("alice is refused: %v", err)
 			}
 			wg.Wait()
 			return int(count.Load())
@@ -300,14 +306,14 @@ func TestLookupStrangers(t *testing.T) {
 		if n := len(f.asked) - before; n > totalBurst+2 {
 			t.Errorf("all sources caused %d questions", n)
 		}
-		if most := f.most.Load(); most > maxAskingStrangers+1 {
+		if most := f.most.Load(); most > maxUnknownInFlight+1 {
 			t.Errorf("%d questions were out at once", most)
 		}
-		if len(f.lookup.answers) > maxCached || len(f.pace.sources) > maxSources {
-			t.Errorf("%d answers and %d sources are remembered", len(f.lookup.answers), len(f.pace.sources))
+		if len(f.lookup.entries) > maxCached || len(f.limiter.sources) > maxSources {
+			t.Errorf("%d answers and %d sources are remembered", len(f.lookup.entries), len(f.limiter.sources))
 		}
-		if f.lookup.answers[question{user: "alice"}] == nil {
-			t.Error("strangers have driven out a user who has keys")
+		if f.lookup.entries[query{user: "alice"}] == nil {
+			t.Error("unknown users have evicted a user with keys")
 		}
 		// It passes.
 		time.Sleep(time.Minute)
@@ -319,18 +325,20 @@ func TestLookupStrangers(t *testing.T) {
 
 // TestLookupFillsUp remembers more users with keys than there is room for.
 func TestLookupFillsUp(t *testing.T) {
+	t.Parallel()
 	l := &lookup{}
 	file := &keyFile{entries: map[string][]entry{"k": nil}}
 	for i := range 3 * maxCached {
-		l.keep(question{user: fmt.Sprint(i)}, &memory{answer: answer{file: file}})
+		l.store(query{user: fmt.Sprint(i)}, &cacheEntry{answer: answer{file: file}})
 	}
-	if len(l.answers) != maxCached {
-		t.Errorf("%d answers are remembered", len(l.answers))
+	if len(l.entries) != maxCached {
+		t.Errorf("%d answers are remembered", len(l.entries))
 	}
 }
 
-func TestPace(t *testing.T) {
-	var p pace
+func TestRateLimiter(t *testing.T) {
+	t.Parallel()
+	var p rateLimiter
 	now := time.Unix(1e9, 0)
 	one, two := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("::ffff:192.0.2.1")
 	for i := range sourceBurst {
@@ -353,7 +361,7 @@ func TestPace(t *testing.T) {
 	if !p.allow(netip.Addr{}, now) {
 		t.Error("refused without an address")
 	}
-	for i := range 2 * maxSources {
+	for i := range maxSources + 100 {
 		p.allow(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), now)
 	}
 	if len(p.sources) > maxSources {

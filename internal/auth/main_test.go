@@ -4,10 +4,12 @@ import (
 	"os"
 	"testing"
 
-	"github.com/sallyport-ssh/sallyport/internal/become"
+	"github.com/sallyport-ssh/sallyport/internal/runas"
+	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
 func TestMain(m *testing.M) {
-	become.Main()
+	runas.Init()
+	sshtest.PrivateEtc()
 	os.Exit(m.Run())
 }

@@ -14,32 +14,29 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// whatRevoked names the file in messages.
-const whatRevoked = "revoked keys"
-
-// maxRevoked is how long the file may be, in bytes: some 200,000 keys, or a
-// hundred million serial numbers in a row.
+// maxRevoked limits the size of the file, in bytes: some 200,000 keys, or a bitmap of
+// a hundred million serial numbers.
 const maxRevoked = 16 << 20
 
-// checkRevoked refuses what RevokedKeys names, and everybody if that cannot be
-// read.
+// checkRevoked refuses the keys and certificates in RevokedKeys, and every attempt if
+// that file cannot be read.
 //
-// ssh-keygen -k rewrites the file in place, and a list that is cut off may look
-// whole. So a file that has just changed is looked at again before it locks
-// everybody out, and what was revoked before remains so until the change has
-// settled.
+// ssh-keygen -k rewrites the file in place, and a truncated list may be a valid one.
+// So a file that has just changed and cannot be parsed is read again before it
+// refuses every login, and the keys that were revoked before the change remain
+// revoked until the change has settled.
 func (k *Keys) checkRevoked(a *attempt) error {
 	if k.RevokedKeys == "" {
 		return nil
 	}
 	for tries := 0; ; tries++ {
-		d, err := sharedFile(k, &k.revoked, k.RevokedKeys, whatRevoked, maxRevoked, parseRevocations)
+		d, err := sharedFile(k, &k.revoked, k.RevokedKeys, kindRevoked, maxRevoked, parseRevocations)
 		if err != nil {
-			if age := time.Since(time.Unix(0, glance(k.RevokedKeys).ctime)); tries < 3 && age < time.Second {
-				time.Sleep(50 * time.Millisecond)
+			if age := time.Since(time.Unix(0, stat(k.RevokedKeys).ctime)); tries < halfWrittenRetries && age < halfWrittenAge {
+				time.Sleep(halfWrittenDelay)
 				continue
 			}
-			return undecided{fmt.Errorf("nobody gets in, because the revoked keys are not known: %w", err)}
+			return undecided{fmt.Errorf("every login is refused, because the revoked keys cannot be read: %w", err)}
 		}
 		before := d
 		if d.settled() {
@@ -47,7 +44,7 @@ func (k *Keys) checkRevoked(a *attempt) error {
 		} else if b := k.revokedBefore.Load(); b != nil {
 			before = b
 		}
-		for _, r := range []*revocations{d.text, before.text} {
+		for _, r := range []*revocations{d.content, before.content} {
 			if err := r.check(a); err != nil {
 				return err
 			}
@@ -56,28 +53,28 @@ func (k *Keys) checkRevoked(a *attempt) error {
 	}
 }
 
-// revocations is what RevokedKeys says.
+// revocations is the content of RevokedKeys.
 type revocations struct {
 	keys   map[string]bool // by wire format
 	sha1   map[[sha1.Size]byte]bool
 	sha256 map[[sha256.Size]byte]bool
-	// certs is what is revoked of each authority's certificates, by its wire
-	// format; that of "" is of all.
+	// certs has the revoked certificates of each authority, by the wire format of
+	// its key; those of "" are revoked for all authorities.
 	certs map[string]*revokedCerts
 }
 
-// revokedCerts are certificates of one authority.
+// revokedCerts are the revoked certificates of one authority.
 type revokedCerts struct {
 	keyIDs  map[string]bool
 	serials []serialRange // in order, without overlaps
 	bitmaps []serialBitmap
 }
 
-// A serialRange is serial numbers from low to high, both included.
+// A serialRange has the serial numbers from low to high, both included.
 type serialRange struct{ low, high uint64 }
 
-// A serialBitmap has a bit for each serial number from first on, the last byte
-// first.
+// A serialBitmap has a bit for each serial number from first on, in big-endian order:
+// the bit of first is the lowest bit of the last byte.
 type serialBitmap struct {
 	first uint64
 	bits  []byte
@@ -94,10 +91,10 @@ func (b serialBitmap) has(serial uint64) bool {
 	return b.bits[len(b.bits)-1-int(n/8)]>>(n%8)&1 == 1
 }
 
-// check returns an error if the attempt's key is revoked, or the authority of
-// its certificate, or the certificate.
+// check returns an error if the attempt's key, its certificate, or the authority of
+// that is revoked.
 func (r *revocations) check(a *attempt) error {
-	if r.hasKey(a.plainKey()) {
+	if r.hasKey(plainKey(a.key)) {
 		return errors.New("the key is revoked")
 	}
 	if a.cert == nil {
@@ -124,8 +121,8 @@ func (r *revocations) hasKey(key ssh.PublicKey) bool {
 	return r.keys[string(blob)] || r.sha1[sha1.Sum(blob)] || r.sha256[sha256.Sum256(blob)]
 }
 
-// hasSerial never says so of 0, which means that the authority gave no serial
-// numbers.
+// hasSerial reports whether a serial number is revoked. 0 never is: it means that the
+// authority does not use serial numbers.
 func (c *revokedCerts) hasSerial(serial uint64) bool {
 	if serial == 0 {
 		return false
@@ -142,9 +139,9 @@ func (c *revokedCerts) hasSerial(serial uint64) bool {
 	return found || slices.ContainsFunc(c.bitmaps, func(b serialBitmap) bool { return b.has(serial) })
 }
 
-// parseRevocations parses either of the two formats. Whatever is wrong with it
-// is an error: a key that somebody wanted to be revoked must not get in because
-// of a slip.
+// parseRevocations parses a file in either format. Any mistake is an error for the
+// whole file: a key must not log in because of a typing error in the line that
+// revokes it.
 func parseRevocations(path string, data []byte) (*revocations, []error, error) {
 	var r *revocations
 	var err error
@@ -159,8 +156,8 @@ func parseRevocations(path string, data []byte) (*revocations, []error, error) {
 	return r, nil, nil
 }
 
-// parseRevokedList parses public keys, one a line. They may be of kinds that
-// could not log in anyway.
+// parseRevokedList parses public keys, one per line. They may be of types that cannot
+// log in.
 func parseRevokedList(data []byte) (*revocations, error) {
 	r := &revocations{keys: make(map[string]bool)}
 	n := 0
@@ -176,30 +173,25 @@ func parseRevokedList(data []byte) (*revocations, error) {
 		if err != nil || blob == "" {
 			return nil, fmt.Errorf("line %d: not a public key", n)
 		}
-		// The name in front must be the one inside: half of what makes sure
-		// that this is a key at all.
+		// The type before the key must be the one in it.
 		if inside, ok := (&krlReader{data: wire}).string(); !ok || string(inside) != typ {
-			return nil, fmt.Errorf("line %d: the key is cut off or garbled", n)
+			return nil, fmt.Errorf("line %d: the key is truncated or corrupt", n)
 		}
 		key, ok := canonicalKey(wire)
 		if !ok && typ != "ssh-dss" {
-			return nil, fmt.Errorf("line %d: the key is cut off or garbled, or of a type that is not known", n)
+			return nil, fmt.Errorf("line %d: the key is truncated or corrupt, or of an unknown type", n)
 		}
 		r.keys[key] = true
 	}
 	return r, nil
 }
 
-// canonicalKey returns the wire format as keys that log in have it: without a
-// certificate around the key. ok is false if it is no key that is known here;
-// such a key cannot log in.
+// canonicalKey returns the wire format of a key, or of the key in a certificate. ok is
+// false if the type of the key is unknown; such a key cannot log in.
 func canonicalKey(wire []byte) (blob string, ok bool) {
 	key, err := ssh.ParsePublicKey(wire)
 	if err != nil {
 		return string(wire), false
 	}
-	if cert, ok := key.(*ssh.Certificate); ok {
-		key = cert.Key
-	}
-	return string(key.Marshal()), true
+	return string(plainKey(key).Marshal()), true
 }

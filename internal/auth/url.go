@@ -14,7 +14,7 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// A fetcher gets users' keys from a web server.
+// A fetcher fetches users' keys from a web server.
 type fetcher struct {
 	template string
 	client   *http.Client
@@ -27,7 +27,7 @@ func newFetcher(template string) *fetcher {
 			Transport: &http.Transport{
 				Proxy:                  http.ProxyFromEnvironment,
 				ForceAttemptHTTP2:      true,
-				MaxIdleConns:           maxAsking,
+				MaxIdleConns:           maxInFlight,
 				IdleConnTimeout:        time.Minute,
 				MaxResponseHeaderBytes: 64 << 10,
 			},
@@ -36,7 +36,8 @@ func newFetcher(template string) *fetcher {
 	}
 }
 
-// checkRedirect follows a few, and none that leaves both the host and https.
+// checkRedirect follows at most three redirects. They may lead to another host only
+// by https.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) > 3 {
 		return errors.New("redirected more than three times")
@@ -50,8 +51,8 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// checkURL refuses what keys must not come from. It never repeats the URL: it
-// may hold a token.
+// checkURL refuses URLs that keys must not be fetched from. No error repeats the URL,
+// because it may contain a token.
 func checkURL(u *url.URL) error {
 	switch {
 	case u.Host == "":
@@ -69,7 +70,7 @@ func isLoopback(host string) bool {
 	return host == "localhost" || err == nil && addr.IsLoopback()
 }
 
-// expandURL puts the user's name in the place of %u.
+// expandURL replaces %u by the user's name.
 func expandURL(template, user string) (*url.URL, error) {
 	scheme, rest, _ := strings.Cut(template, "://")
 	host, path := rest, ""
@@ -77,7 +78,7 @@ func expandURL(template, user string) (*url.URL, error) {
 		host, path = rest[:i], rest[i:]
 	}
 	if strings.Contains(path, "#") {
-		return nil, errors.New("the URL has a fragment, which no server is told")
+		return nil, errors.New("the URL has a fragment, which is not sent to the server")
 	}
 	if strings.Contains(scheme+host, "%") || !strings.Contains(path, "%u") {
 		return nil, errors.New("%u, which stands for the user's name, must be in the path or the query of the URL, and in no other part")
@@ -97,20 +98,20 @@ func expandURL(template, user string) (*url.URL, error) {
 	return u, nil
 }
 
-// keysOnly refuses what a web server must not hand out. It is trusted to know the
-// user's keys, and may restrict them; whose certificates let her in, and what
-// programs find in the environment of her sessions, is more than a key.
+// keysOnly refuses the options that a web server must not set. It is trusted for the
+// user's keys and for restrictions of them, but not for certificate authorities or
+// for the environment of her sessions.
 func keysOnly(o options) error {
 	switch {
 	case o.authority:
-		return errors.New(`option "cert-authority": a web server cannot make anybody an authority, so the line is refused`)
+		return errors.New(`option "cert-authority": not accepted from a web server; the line is refused`)
 	case o.permissions.Environment != nil:
-		return errors.New(`option "environment": not accepted from a web server, so the line is refused`)
+		return errors.New(`option "environment": not accepted from a web server; the line is refused`)
 	}
 	return nil
 }
 
-// fetch is how a lookup asks URL. A user who is not found there has no keys.
+// fetch is lookup.fetch for URL. A user whom the server does not find has no keys.
 func (f *fetcher) fetch(ctx context.Context, user string, _ ssh.PublicKey, last answer) (answer, error) {
 	u, err := expandURL(f.template, user)
 	if err != nil {
@@ -137,7 +138,7 @@ func (f *fetcher) fetch(ctx context.Context, user string, _ ssh.PublicKey, last 
 	case http.StatusOK:
 	case http.StatusNotModified:
 		if last.file == nil {
-			return answer{}, fmt.Errorf("asking %s: its answer has not changed, but was never given", u.Host)
+			return answer{}, fmt.Errorf("asking %s: answers 304 Not Modified to an unconditional request", u.Host)
 		}
 		return last, nil
 	case http.StatusNotFound, http.StatusGone:
@@ -146,7 +147,7 @@ func (f *fetcher) fetch(ctx context.Context, user string, _ ssh.PublicKey, last 
 		return answer{}, fmt.Errorf("asking %s: %s", u.Host, resp.Status)
 	}
 	if strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html") {
-		return answer{}, fmt.Errorf("the answer of %s is a web page", u.Host) // that asks to sign in, most likely
+		return answer{}, fmt.Errorf("the answer of %s is a web page", u.Host) // most likely a login form
 	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	switch {

@@ -187,7 +187,7 @@ func TestLife(t *testing.T) {
 	})
 }
 
-// TestStopTimeout: who does not go is made to.
+// TestStopTimeout: a container that ignores SIGTERM is killed.
 func TestStopTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := New(&idle{})
@@ -226,7 +226,7 @@ func TestToken(t *testing.T) {
 			t.Error("another token led to the same task")
 		}
 
-		// A stopped task is what the token stands for until an hour later.
+		// The token returns a stopped task until an hour later.
 		a.Stop(first, "UserInitiated", "")
 		time.Sleep(30 * time.Minute)
 		if a.run(request("alice", "one")) != first {
@@ -237,7 +237,7 @@ func TestToken(t *testing.T) {
 			t.Error("an hour after its end it is not")
 		}
 
-		// A launch that failed fails again, whatever has changed.
+		// A failed launch fails again, also after a change.
 		a.Set(func() { a.OnLaunch = func(Launch) Fate { return Fate{Failure: NoCapacity} } })
 		failed := func() {
 			t.Helper()
@@ -252,7 +252,7 @@ func TestToken(t *testing.T) {
 	})
 }
 
-// TestListTasks: what lags, repeats, and excludes.
+// TestListTasks: lag, duplicates, and filters that exclude each other.
 func TestListTasks(t *testing.T) {
 	inAccount(t, func(t *testing.T, a *account) {
 		a.Set(func() { a.ListLag = 3 * time.Second })
@@ -286,7 +286,7 @@ func TestListTasks(t *testing.T) {
 	})
 }
 
-// TestFaultsAndBuckets: what OnCall and Buckets do to a call.
+// TestFaultsAndBuckets: the effect of OnCall and Buckets on a call.
 func TestFaultsAndBuckets(t *testing.T) {
 	inAccount(t, func(t *testing.T, a *account) {
 		fault := Fault{LoseReply: true}
@@ -318,7 +318,7 @@ func TestFaultsAndBuckets(t *testing.T) {
 	})
 }
 
-// TestViolations: it tells of what must never be.
+// TestViolations: broken invariants are reported.
 func TestViolations(t *testing.T) {
 	inAccount(t, func(t *testing.T, a *account) {
 		first := a.run(request("alice", "one"))
@@ -393,7 +393,7 @@ func TestGroupDependencies(t *testing.T) {
 	})
 }
 
-// TestSignature: whoever cannot sign is refused, by each service in its words.
+// TestSignature: each service rejects a wrong signature, with its own error.
 func TestSignature(t *testing.T) {
 	inAccount(t, func(t *testing.T, a *account) {
 		good := a.Config()

@@ -24,7 +24,7 @@ type rule struct {
 	protocol, from, to, peer string // ports as written; empty where there are none
 }
 
-// openEgress is what a new group has.
+// openEgress is the rule of a new group.
 func openEgress() []rule { return []rule{{"-1", "", "", "0.0.0.0/0"}} }
 
 func zoneOf(subnet string) string {
@@ -95,7 +95,7 @@ type xmlSubnet struct {
 	CIDR  string `xml:"cidrBlock"`
 }
 
-// ec2 answers a query.
+// ec2 answers a request to EC2.
 func (c *Cloud) ec2(action string, form url.Values) ([]byte, *apiError) {
 	var out any
 	var failed *apiError
@@ -143,15 +143,15 @@ func list(form url.Values, name string) []string {
 	return all
 }
 
-// A filter narrows what a Describe action returns ("List and filter using the
-// API", Amazon EC2 User Guide): it matches one of the values, in which "*" and
-// "?" stand for anything.
+// A filter restricts the result of a Describe action ("List and filter using the API",
+// Amazon EC2 User Guide) to one of its values, which may have wildcards "*" and "?".
 type filter struct {
 	name   string
 	values []string
 }
 
-// filters returns those of a request; known are their names, "tag:" is a prefix.
+// filters returns the filters of a request. known are the permitted names; "tag:" is a
+// prefix.
 func filters(form url.Values, known ...string) ([]filter, *apiError) {
 	var all []filter
 	for i := 1; form.Has(fmt.Sprintf("Filter.%d.Name", i)); i++ {
@@ -171,8 +171,8 @@ func filters(form url.Values, known ...string) ([]filter, *apiError) {
 	return all, nil
 }
 
-// matches reports whether all filters match; have returns the values that
-// something has for a filter.
+// matches reports whether all filters match; have returns a resource's values for a
+// filter.
 func matches(all []filter, have func(name string) []string) bool {
 	for _, f := range all {
 		values := have(f.name)
@@ -187,8 +187,8 @@ func matches(all []filter, have func(name string) []string) bool {
 
 // glob reports whether a value matches a pattern with "*", "?" and "\\".
 func glob(pattern, value string) bool {
-	// At most one star is open at a time: the last. A mismatch after it has
-	// it take one character more.
+	// Only the last star needs backtracking: at a mismatch, it takes one character
+	// more.
 	star, from := -1, 0
 	p, v := 0, 0
 	for v < len(value) {
@@ -212,8 +212,8 @@ func glob(pattern, value string) bool {
 	return strings.Trim(pattern[p:], "*") == ""
 }
 
-// page returns the part of a result that is asked for, and the token for the
-// next. Without MaxResults it is all there is.
+// page returns the requested page of a result, and the token for the next. Without
+// MaxResults, the page is the whole result.
 func page[T any](all []T, form url.Values) ([]T, string, *apiError) {
 	most, from := len(all), 0
 	if asked := form.Get("MaxResults"); asked != "" {
@@ -307,8 +307,8 @@ func (c *Cloud) describeInterfaces(form url.Values) (any, *apiError) {
 	return out, failed
 }
 
-// publicIP is where a task with a public address is reached. It differs from the
-// private one, so that it can be told which was used.
+// publicIP returns the public address of a task, which differs from the private one so
+// that tests see which was used.
 func publicIP(private string) string {
 	if rest, ok := strings.CutPrefix(private, "10.0."); ok {
 		return "203.0." + rest
@@ -349,7 +349,7 @@ func (c *Cloud) describeGroups(form url.Values) (any, *apiError) {
 	return out, failed
 }
 
-// filtered returns what the group has for a filter.
+// filtered returns the group's values for a filter.
 func (g *group) filtered(name string) []string {
 	var values []string
 	key, byKey := strings.CutPrefix(name, "tag:")
@@ -376,11 +376,10 @@ func (g *group) filtered(name string) []string {
 	return values
 }
 
-// The names and descriptions that security groups may have
-// (API_CreateSecurityGroup), and how many there may be in a Region and rules in
-// each (Amazon VPC quotas).
+// The permitted names and descriptions of security groups (API_CreateSecurityGroup).
 var groupPattern = regexp.MustCompile(`^[a-zA-Z0-9 ._\-:/()#,@\[\]+=&;{}!$*]{1,255}$`)
 
+// Quotas of groups in a Region, and of rules in a group (Amazon VPC quotas).
 const (
 	maxGroups = 2500
 	maxRules  = 60
@@ -483,7 +482,7 @@ func (c *Cloud) changeRules(action string, form url.Values) *apiError {
 	return nil
 }
 
-// parseRules takes IpPermissions apart.
+// parseRules converts IpPermissions into rules.
 func (c *Cloud) parseRules(form url.Values) ([]rule, *apiError) {
 	var all []rule
 	for i := 1; form.Has(fmt.Sprintf("IpPermissions.%d.IpProtocol", i)); i++ {
@@ -521,7 +520,7 @@ func (c *Cloud) parseRules(form url.Values) ([]rule, *apiError) {
 	return all, nil
 }
 
-// checkPorts brings protocol and ports into the form that EC2 shows them in
+// checkPorts converts protocol and ports into the form of EC2's answers
 // (API_IpPermission).
 func (r *rule) checkPorts() *apiError {
 	if name, ok := map[string]string{"6": "tcp", "17": "udp", "1": "icmp", "58": "icmpv6", "all": "-1"}[r.protocol]; ok {

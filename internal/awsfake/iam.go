@@ -8,9 +8,8 @@ import (
 	"strings"
 )
 
-// A Policy is an identity-based policy of IAM, as far as it is needed here: it
-// allows actions on resources, under conditions of the operators StringEquals and
-// ArnEquals.
+// A Policy is an identity-based policy of IAM. It may allow actions on resources, under
+// conditions with the operators StringEquals and ArnEquals.
 type Policy struct {
 	Statement []statement
 }
@@ -22,7 +21,7 @@ type statement struct {
 	Condition map[string]map[string]oneOrMore // by operator and key
 }
 
-// oneOrMore is a string, or a list of some.
+// oneOrMore is a string, or a list of strings.
 type oneOrMore []string
 
 func (o *oneOrMore) UnmarshalJSON(text []byte) error {
@@ -34,8 +33,7 @@ func (o *oneOrMore) UnmarshalJSON(text []byte) error {
 	return json.Unmarshal(text, (*[]string)(o))
 }
 
-// Allow adds statements to the policy: a policy, a statement, or a list of some, in
-// JSON.
+// Allow adds a policy, a statement, or a list of statements, in JSON.
 func (p *Policy) Allow(text []byte) error {
 	var whole Policy
 	trimmed := strings.TrimSpace(string(text))
@@ -62,13 +60,13 @@ func (p *Policy) Allow(text []byte) error {
 	return nil
 }
 
-// A need is one permission that a request takes, with the context keys that it has.
+// A need is a permission that a request needs, with its context keys.
 type need struct {
 	action, resource string
 	context          map[string]string
 }
 
-// allows reports whether a statement permits it. Patterns are globs.
+// allows reports whether a statement permits the need. Patterns are globs.
 func (p *Policy) allows(n need) bool {
 	if n.action == "sts:GetCallerIdentity" { // everybody may
 		return true
@@ -92,8 +90,8 @@ func (p *Policy) allows(n need) bool {
 	})
 }
 
-// needs returns the permissions that a request takes, with resources and context
-// keys as the Service Authorization Reference has them.
+// needs returns the permissions that a request needs, with resources and context keys as
+// in the Service Authorization Reference.
 func (c *Cloud) needs(action string, in runTask, body []byte, form url.Values) []need {
 	inCluster := func(name string) map[string]string {
 		return map[string]string{"ecs:cluster": clusterARN(strings.TrimPrefix(name, clusterARN("")))}

@@ -9,9 +9,9 @@ import (
 	"syscall"
 )
 
-// Loopback returns a network for [Cloud] of addresses that this machine has. No
-// other process that asks here gets the same one, until release is called or this
-// process has ended. Linux has all of 127.0.0.0/8 (lo in ip-address(8)).
+// Loopback returns a network for [Cloud] on the loopback interface, where Linux has all
+// of 127.0.0.0/8. No other process gets the same one from Loopback until release is
+// called or this process has ended.
 func Loopback() (network string, release func(), err error) {
 	const first, last = 201, 254
 	start := rand.IntN(last - first + 1)

@@ -13,10 +13,9 @@ import (
 // Processes is a backend whose containers are real processes, such as
 // bastion-agent, each with an address of its own; see Network of [Cloud].
 type Processes struct {
-	// Port is where it is told to listen, at the task's address, by
-	// SALLYPORT_LISTEN.
+	// Port is the port in SALLYPORT_LISTEN, at the task's address.
 	Port int
-	// Dir is where a file for the output of each is made.
+	// Dir holds a file with the output of each process.
 	Dir string
 	// Env is added to the environment.
 	Env []string
@@ -26,8 +25,8 @@ type Processes struct {
 	running map[string]*process // by task
 }
 
-// Run has containers that are started from now on run a program, with the
-// argument "serve".
+// Run sets the program of containers that are started from now on. Its argument is
+// "serve".
 func (p *Processes) Run(program string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -51,7 +50,14 @@ func (p *Processes) Start(task, ip string, env map[string]string) (Container, er
 	cmd := exec.Command(p.program, "serve")
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, p.Env...)
+	// Fargate sets these in each container with a task role.
+	cmd.Env = append([]string{
+		"PATH=" + os.Getenv("PATH"),
+		"AWS_EXECUTION_ENV=AWS_ECS_FARGATE", "AWS_REGION=" + Region, "AWS_DEFAULT_REGION=" + Region,
+		"ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2/v4/0123456789abcdef",
+		"ECS_AGENT_URI=http://169.254.170.2/api/0123456789abcdef",
+		"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/v2/credentials/01234567-89ab-cdef",
+	}, p.Env...)
 	for name, value := range env {
 		cmd.Env = append(cmd.Env, name+"="+value)
 	}
@@ -66,9 +72,8 @@ func (p *Processes) Start(task, ip string, env map[string]string) (Container, er
 	p.running[task] = c
 	go func() { // ends with the process, which the task's goroutine waits for
 		cmd.Wait()
-		// What it has left behind in its process group ends too, as in a
-		// container. Sessions with a terminal are not in it: they end
-		// because their terminal does.
+		// Its process group ends, too, as in a container. Sessions with a
+		// terminal are not in it; they end with their terminal.
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		p.mu.Lock()
 		delete(p.running, task)
@@ -78,7 +83,7 @@ func (p *Processes) Start(task, ip string, env map[string]string) (Container, er
 	return c, nil
 }
 
-// Pids returns the processes that run.
+// Pids returns the running processes.
 func (p *Processes) Pids() []int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -89,7 +94,7 @@ func (p *Processes) Pids() []int {
 	return pids
 }
 
-// Pid returns the process of a task, by its ARN; 0 if it runs no more.
+// Pid returns the process of a task, by its ARN; 0 if it has ended.
 func (p *Processes) Pid(task string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -99,8 +104,7 @@ func (p *Processes) Pid(task string) int {
 	return 0
 }
 
-// Kill ends the process of a task, and all in its group, with SIGKILL. It does not
-// wait.
+// Kill sends SIGKILL to the process group of a task. It does not wait.
 func (p *Processes) Kill(task string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -109,12 +113,12 @@ func (p *Processes) Kill(task string) {
 	}
 }
 
-// Log returns where a task's output is, by its ARN.
+// Log returns the path of a task's output, by its ARN.
 func (p *Processes) Log(task string) string {
 	return filepath.Join(p.Dir, "task-"+task[strings.LastIndexByte(task, '/')+1:]+".log")
 }
 
-// Stop implements [Container]. All that is in the container ends with it.
+// Stop implements [Container]. It signals the whole process group.
 func (c *process) Stop(kill bool) {
 	if kill {
 		syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
@@ -126,5 +130,10 @@ func (c *process) Stop(kill bool) {
 // Exited implements [Container].
 func (c *process) Exited() <-chan struct{} { return c.exited }
 
-// ExitCode implements [Container].
-func (c *process) ExitCode() int { return c.cmd.ProcessState.ExitCode() }
+// ExitCode implements [Container]. For a signal, it is 128 plus the signal's number.
+func (c *process) ExitCode() int {
+	if status, ok := c.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return c.cmd.ProcessState.ExitCode()
+}

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// A task is one, from RunTask until an hour after it has stopped. All but what
-// it was made with is guarded by the cloud's lock.
+// A task exists from RunTask until an hour after its end. The cloud's lock guards the
+// fields that change.
 type task struct {
 	cloud   *Cloud
 	in      runTask
@@ -31,12 +31,16 @@ type task struct {
 	version          int
 	attached         bool
 	tagsExist        bool
+	pulling          time.Time     // when the pull of its image began; zero: not yet
 	started          time.Time     // when it was said to run; zero: not yet
 	stopNow          chan struct{} // closed when desired becomes STOPPED
 	stopping         time.Time     // when it did
+	exited           time.Time     // when its container had exited
 	stoppedAt        time.Time
 	stopCode, reason string
 	exitCode         *int
+	container        Container // once it has been started
+	containerReason  string
 }
 
 // forever is longer than any test.
@@ -56,7 +60,7 @@ func length(f func() time.Duration) time.Duration {
 	return f()
 }
 
-// live takes the task through its states.
+// live runs the task through its states.
 func (t *task) live() {
 	c := t.cloud
 	if !t.during("PROVISIONING", length(c.Times.Provisioning)) {
@@ -73,7 +77,7 @@ func (t *task) live() {
 		t.end()
 		return
 	}
-	t.update(func() { t.last = "ACTIVATING" })
+	t.update(func() { t.last, t.pulling = "ACTIVATING", time.Now() })
 	if !t.during("ACTIVATING", length(c.Times.Activating)) {
 		t.end()
 		return
@@ -84,6 +88,7 @@ func (t *task) live() {
 		t.end()
 		return
 	}
+	t.update(func() { t.container = container })
 	reported := time.NewTimer(length(c.Times.Reporting))
 	defer reported.Stop()
 	failing := time.NewTimer(forever)
@@ -121,12 +126,12 @@ func (t *task) live() {
 		<-container.Exited()
 	}
 	code := container.ExitCode()
-	t.update(func() { t.exitCode = &code })
+	t.update(func() { t.exitCode, t.exited = &code, time.Now() })
 	t.end()
 }
 
-// during waits, and returns false if the task is to stop, or fails as is its
-// fate.
+// during waits, and returns false if the task is stopped meanwhile, or fails as its
+// Fate says.
 func (t *task) during(state string, d time.Duration) bool {
 	select {
 	case <-time.After(d):
@@ -140,7 +145,7 @@ func (t *task) during(state string, d time.Duration) bool {
 	return true
 }
 
-// end takes the network interface away.
+// end deletes the network interface.
 func (t *task) end() {
 	t.update(func() { t.last = "DEPROVISIONING" })
 	select {
@@ -157,7 +162,7 @@ func (t *task) update(f func()) {
 	f()
 }
 
-// stop has it stop. The first reason stays.
+// stop sets the desired status to STOPPED. The first reason stays.
 func (t *task) stop(code, reason string) {
 	if t.desired == "STOPPED" {
 		return
@@ -167,7 +172,7 @@ func (t *task) stop(code, reason string) {
 	close(t.stopNow)
 }
 
-// json is the task as DescribeTasks shows it (API_Task).
+// json returns the task as in DescribeTasks (API_Task).
 func (t *task) json(tags bool) any {
 	seconds := func(at time.Time) float64 { return float64(at.Add(t.cloud.ClockOffset).UnixMilli()) / 1000 }
 	details := []keyValue{{"subnetId", t.subnet}}
@@ -177,7 +182,12 @@ func (t *task) json(tags bool) any {
 	case t.attached:
 		status = "ATTACHED"
 		details = append(details, keyValue{"networkInterfaceId", t.eni}, keyValue{"macAddress", "0a:" + colons(t.eni[4:14])},
-			keyValue{"privateDnsName", "ip-" + strings.ReplaceAll(t.ip, ".", "-") + "." + Region + ".compute.internal"}, keyValue{"privateIPv4Address", t.ip})
+			keyValue{"privateDnsName", "ip-" + strings.ReplaceAll(t.ip, ".", "-") + "." + Region + ".compute.internal"})
+		if strings.Contains(t.ip, ":") {
+			interfaces = append(interfaces, map[string]any{"attachmentId": t.attachment, "ipv6Address": t.ip}) // API_NetworkInterface
+			break
+		}
+		details = append(details, keyValue{"privateIPv4Address", t.ip})
 		interfaces = append(interfaces, map[string]any{"attachmentId": t.attachment, "privateIpv4Address": t.ip})
 	case t.last == "STOPPED":
 		status = "DELETED"
@@ -190,6 +200,9 @@ func (t *task) json(tags bool) any {
 		}
 		if t.exitCode != nil {
 			container["exitCode"] = *t.exitCode
+		}
+		if t.containerReason != "" {
+			container["reason"] = t.containerReason
 		}
 		containers = append(containers, container)
 	}
@@ -206,6 +219,11 @@ func (t *task) json(tags bool) any {
 	if len(t.in.Overrides) > 0 {
 		out["overrides"] = t.in.Overrides
 	}
+	architecture := "x86_64"
+	if p := t.def.RuntimePlatform; p != nil && p.CPUArchitecture == "ARM64" {
+		architecture = "arm64"
+	}
+	out["attributes"] = []keyValue{{"ecs.cpu-architecture", architecture}}
 	if t.spot {
 		out["capacityProviderName"] = "FARGATE_SPOT"
 	} else {
@@ -214,8 +232,10 @@ func (t *task) json(tags bool) any {
 	if tags && t.tagsExist && t.in.Tags != nil {
 		out["tags"] = t.in.Tags
 	}
-	if !t.started.IsZero() {
-		out["startedAt"] = seconds(t.started)
+	for name, at := range map[string]time.Time{"pullStartedAt": t.pulling, "startedAt": t.started, "executionStoppedAt": t.exited} {
+		if !at.IsZero() {
+			out[name] = seconds(at)
+		}
 	}
 	if t.desired == "STOPPED" {
 		out["stopCode"], out["stoppedReason"], out["stoppingAt"] = t.stopCode, t.reason, seconds(t.stopping)
@@ -226,7 +246,7 @@ func (t *task) json(tags bool) any {
 	return out
 }
 
-// containerStatus is what the container of the task is said to do.
+// containerStatus returns the status of the task's container.
 func (t *task) containerStatus() string {
 	switch t.last {
 	case "PROVISIONING", "PENDING", "ACTIVATING":
@@ -237,7 +257,7 @@ func (t *task) containerStatus() string {
 	return "STOPPED"
 }
 
-// colons writes hexadecimal digits as those of a network card.
+// colons formats hexadecimal digits as a MAC address.
 func colons(digits string) string {
 	var pairs []string
 	for i := 0; i+2 <= len(digits); i += 2 {

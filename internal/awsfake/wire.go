@@ -20,7 +20,7 @@ import (
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 )
 
-// A protocol is how a service's answers look.
+// A protocol is the wire protocol of a service.
 type protocol int
 
 const (
@@ -31,7 +31,7 @@ const (
 
 const ecsTarget = "AmazonEC2ContainerServiceV20141113."
 
-// route says what a request asks for. The form is that of a query.
+// route returns the service and the action of a request. The form is that of a query.
 func route(r *http.Request, body []byte) (protocol, string, url.Values, error) {
 	if target, ok := strings.CutPrefix(r.Header.Get("X-Amz-Target"), ecsTarget); ok {
 		return awsJSON, "ecs:" + target, nil, nil
@@ -87,7 +87,7 @@ func (p protocol) answer(w http.ResponseWriter, out []byte, failed *apiError) {
 	}
 }
 
-// maxSkew is how far clocks may be apart (Troubleshooting Signature Version 4,
+// maxSkew is the permitted difference of clocks (Troubleshooting Signature Version 4,
 // IAM User Guide).
 const maxSkew = 5 * time.Minute
 

@@ -1,44 +1,37 @@
 package bastion
 
-import (
-	"context"
-	"time"
-)
+import "time"
 
-// An Event is something that became of a bastion, for [Dialer.Event].
+// An Event is a change in the life of a bastion, for [Dialer.Event].
 type Event struct {
 	Kind  EventKind
 	Owner Owner
-	// Task is as far as it is known.
+	// Task may be incomplete if the bastion did not start.
 	Task Task
-	// Took is how long a start took; zero for other events.
+	// Took is the duration of a start; zero for other events.
 	Took time.Duration
-	// Reason is for the operator; empty if all is well.
+	// MaxLife is the longest time for which a started or adopted bastion may run;
+	// zero means no limit.
+	MaxLife time.Duration
+	// Reason is for the operator; empty if nothing is wrong.
 	Reason string
 }
 
-// An EventKind says what became of a bastion.
+// An EventKind is the kind of an [Event].
 type EventKind string
 
 const (
-	Started EventKind = "started" // it runs and can be logged in to
-	Failed  EventKind = "failed"  // it could not be started
-	Adopted EventKind = "adopted" // it was found running, started by an earlier gateway
+	Started EventKind = "started" // it runs and accepts logins
+	Failed  EventKind = "failed"  // it did not start
+	Adopted EventKind = "adopted" // an earlier gateway started it, and it was entered in the ledger
 	Ended   EventKind = "ended"   // it was found to have ended by itself, some time ago
-	Stopped EventKind = "stopped" // a gateway has stopped it
+	Stopped EventKind = "stopped" // a gateway stopped it
 )
 
-func (d *Dialer) event(e Event) {
-	if d.Event != nil {
-		d.Event(e)
+// event sends e, with the owner, to the Dialer's Event.
+func (b *bastion) event(e Event) {
+	if b.onEvent != nil {
+		e.Owner = b.owner
+		b.onEvent(e)
 	}
-}
-
-// stop stops a task, and tells of it if that has worked.
-func (d *Dialer) stop(ctx context.Context, launcher Launcher, owner Owner, task Task, why string) error {
-	err := launcher.Stop(ctx, owner, task.ID)
-	if err == nil {
-		d.event(Event{Kind: Stopped, Owner: owner, Task: task, Reason: why})
-	}
-	return err
 }

@@ -12,12 +12,12 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 )
 
-// FuzzInterleavings lets two gateways, one ledger and some users loose on
-// each other, with everything failing now and then: launches fail, or work and
-// the reply is lost, or take longer than the lease; the ledger loses replies;
-// tasks die, or are stopped; stopping fails; users leave. The world fails the test when an owner ever has two
-// live tasks. When the faults stop, everybody must get in. It is a fuzz target
-// for the sake of seeds beyond the few that go test runs.
+// FuzzInterleavings runs concurrent Dials and Stops of two gateways with one
+// ledger, and injects faults: launches fail, lose their reply, or take longer than
+// the lease; the ledger loses replies; tasks end; Stop fails; contexts end. If an
+// owner ever has two live tasks, the fakeLauncher fails the test. Once the faults
+// stop, every Dial must succeed. It is a fuzz target so that it can run with more
+// seeds than go test does.
 func FuzzInterleavings(f *testing.F) {
 	for seed := range uint64(10) {
 		f.Add(seed)
@@ -29,12 +29,12 @@ func FuzzInterleavings(f *testing.F) {
 
 func randomRun(t *testing.T, seed uint64) {
 	fate := &fate{rng: rand.New(rand.NewPCG(seed, 0))}
-	w := newWorld(t)
-	defer w.end()
-	w.boot = fate.upTo(time.Minute)
-	w.noKey = fate.chance(50)
+	fake := newFakeLauncher(t)
+	defer fake.end()
+	fake.boot = fate.upTo(time.Minute)
+	fake.noKey = fate.chance(50)
 	lost := errors.New("the reply was lost")
-	w.onLaunch = func(ctx context.Context, l Launch) (bool, error) {
+	fake.onLaunch = func(ctx context.Context, l Launch) (bool, error) {
 		fate.pause(ctx, 2*time.Second)
 		switch {
 		case fate.chance(10):
@@ -46,34 +46,34 @@ func randomRun(t *testing.T, seed uint64) {
 		}
 		return true, nil
 	}
-	w.onAlive = func() error {
+	fake.onAlive = func() error {
 		if fate.chance(10) {
 			return errors.New("throttled")
 		}
 		return nil
 	}
-	w.onStop = func() error {
+	fake.onStop = func() error {
 		fate.pause(t.Context(), 40*time.Second) // others may take over meanwhile
 		if fate.chance(20) {
 			return lost
 		}
 		return nil
 	}
-	w.onDial = func(task *fakeTask) error {
+	fake.onDial = func(task *fakeTask) error {
 		if fate.chance(2) {
-			w.killIf(func(t *fakeTask) bool { return t == task })
+			fake.killIf(func(t *fakeTask) bool { return t == task })
 		}
 		return nil
 	}
 
 	ledger := &faultyLedger{fate: fate, lost: lost}
-	gateways := []*Dialer{newDialer(w, ledger), newDialer(w, ledger)}
+	gateways := []*Dialer{newDialer(fake, ledger), newDialer(fake, ledger)}
 	dial := func(ctx context.Context, user string) error {
 		id := identity.Identity{User: user, Profile: "default", ConnID: "c"}
 		conn, err := gateways[fate.n(2)].Dial(ctx, id, nil)
 		if err == nil {
 			time.Sleep(fate.upTo(time.Minute))
-			conn.hangUp()
+			conn.Close()
 		}
 		return err
 	}
@@ -100,12 +100,12 @@ func randomRun(t *testing.T, seed uint64) {
 	wg.Go(func() {
 		for range 5 {
 			time.Sleep(fate.upTo(3 * time.Minute))
-			w.killIf(func(*fakeTask) bool { return fate.chance(50) })
+			fake.killIf(func(*fakeTask) bool { return fate.chance(50) })
 		}
 	})
 	wg.Wait()
 
-	// Starts that began among faults may yet fail.
+	// Starts that began during the faults may still fail.
 	fate.stop()
 	for _, d := range gateways {
 		if err := d.Wait(t.Context()); err != nil {
@@ -144,12 +144,12 @@ func (f *faultyLedger) Swap(ctx context.Context, o Owner, old, new Entry) (Entry
 		if f.fate.chance(50) {
 			return Entry{}, f.lost
 		}
-		return Entry{}, ErrConflict // the client repeated the request by itself
+		return Entry{}, ErrConflict // as if the client had retried the request
 	}
 	return made, err
 }
 
-// fate decides, by a seed; once stopped, nothing bad happens.
+// fate injects faults at random, by a seed, until it is stopped.
 type fate struct {
 	mu      sync.Mutex
 	rng     *rand.Rand

@@ -10,18 +10,25 @@ import (
 	"time"
 )
 
-// Auth is by what, beside AuthorizedKeysDir, users get in; see package auth.
+// Auth are the settings of authentication, without AuthorizedKeysDir; see package
+// auth.
 type Auth struct {
-	// TOTPDir holds the secrets of those users who must give a verification
-	// code; see auth.TOTP. Default none.
+	// TOTPDir holds the secrets of users from whom a verification code is required;
+	// see auth.TOTP. Default none.
 	TOTPDir string
-	// TrustedUserCAKeys (in the file: trusted_user_ca_keys) are paths of
-	// files of public keys: the authorities whose certificates let users in.
-	// One or a list; they must exist. Default none.
+	// TOTPRequired, in the file "totp: required", rejects users without a secret in
+	// TOTPDir, which must be set. Default "totp: optional".
+	TOTPRequired bool
+	// SelfServiceKeys lets users add keys of their own on the console. Default
+	// false.
+	SelfServiceKeys bool
+	// TrustedUserCAKeys (in the file: trusted_user_ca_keys) are paths of files of
+	// public keys: the authorities whose certificates log users in. One or a list;
+	// they must exist. Default none.
 	TrustedUserCAKeys []string
-	// AuthorizedPrincipalsDir holds a file for each user with the principals
-	// that may log in as her. It must exist. Empty, the default, means that
-	// her own name is the only one.
+	// AuthorizedPrincipalsDir holds a file for each user with the principals that
+	// may log in as her. It must exist. Empty, the default, means that only her own
+	// name is a principal.
 	AuthorizedPrincipalsDir string
 	// RevokedKeys is the path of a list of keys, or of a key revocation list,
 	// that must exist. In the file "none" is no list. Default none.
@@ -33,16 +40,15 @@ type Auth struct {
 	// as; required with it. Default none.
 	AuthorizedKeysCommand     []string
 	AuthorizedKeysCommandUser string
-	// AuthorizedKeysURL is where to get the keys of users who have a file in
+	// AuthorizedKeysURL is the URL of the keys of users that have a file in
 	// AuthorizedKeysDir, with %u for the name. Default none.
 	AuthorizedKeysURL string
-	// AuthorizedKeysTimeout is how long these two may take, and
-	// AuthorizedKeysCache how long their answers count. At least 1s, and at
-	// most 1m and 1h; default 10s and 60s.
+	// AuthorizedKeysTimeout is the timeout of these two, and AuthorizedKeysCache the
+	// time for which their answers are cached. At least 1s, and at most 1m and 1h;
+	// default 10s and 60s.
 	AuthorizedKeysTimeout, AuthorizedKeysCache time.Duration
-	// AuthorizedKeysStale is how long an answer of the URL counts when no
-	// other can be had. At least AuthorizedKeysCache, at most 24h; default
-	// 10m.
+	// AuthorizedKeysStale is the time for which a cached answer of the URL is used
+	// while requests fail. At least AuthorizedKeysCache, at most 24h; default 10m.
 	AuthorizedKeysStale time.Duration
 }
 
@@ -54,13 +60,16 @@ func defaultAuth() Auth {
 	}
 }
 
-// checkAuth reports what does not fit together. v is the whole file.
+// checkAuth reports settings that contradict each other. v is the whole file.
 func (v value) checkAuth(a *Auth) {
 	if len(a.AuthorizedKeysCommand) > 0 && a.AuthorizedKeysCommandUser == "" {
-		v.add(v.lineOf("authorized_keys_command"), "authorized_keys_command: needs authorized_keys_command_user, the account to run it as; best one that can do nothing else")
+		v.add(v.lineOf("authorized_keys_command"), "authorized_keys_command: needs authorized_keys_command_user, the account to run it as; use one that has no other purpose")
 	}
 	if len(a.AuthorizedKeysCommand) == 0 && a.AuthorizedKeysCommandUser != "" {
 		v.add(v.lineOf("authorized_keys_command_user"), "authorized_keys_command_user: there is no authorized_keys_command")
+	}
+	if a.TOTPRequired && a.TOTPDir == "" {
+		v.add(v.lineOf("totp"), "totp: required needs totp_dir, the folder of the users' secrets")
 	}
 	if a.AuthorizedPrincipalsDir != "" && len(a.TrustedUserCAKeys) == 0 {
 		v.add(v.lineOf("authorized_principals_dir"), "authorized_principals_dir: does nothing without trusted_user_ca_keys")
@@ -97,8 +106,11 @@ func (v value) fileOrNone() string {
 	return v.file()
 }
 
-// file reads the path of a regular file that exists.
+// file reads the path of a regular file that exists, or the reference of a text.
 func (v value) file() string {
+	if p, ok := v.copyOf(false, false); ok {
+		return p
+	}
 	p := v.path()
 	if p == "" {
 		return ""
@@ -154,9 +166,9 @@ func (v value) keysCommand() []string {
 	return args
 }
 
-// splitArgs splits a line as sshd does: at blanks outside single and double
-// quotes. A backslash takes the meaning from a quote, a backslash or, outside
-// quotes, a blank; any other stands for itself.
+// splitArgs splits a line as sshd does: at blanks outside single and double quotes.
+// A backslash escapes a quote, a backslash or, outside quotes, a blank; any other
+// backslash is literal.
 func splitArgs(line string) ([]string, error) {
 	var args []string
 	var arg strings.Builder
@@ -209,13 +221,13 @@ func (v value) keysURL() string {
 	case err != nil || host == "" || strings.Contains(host, "%"):
 		v.mistake("not a URL; write it like https://github.com/%%u.keys")
 	case u.User != nil:
-		v.mistake("has a password in front of the host, which this file is no place for")
+		v.mistake("has a user or password in front of the host; this file must not contain any")
 	case u.Scheme != "https" && (u.Scheme != "http" || !isLoopback(u.Hostname())):
-		v.mistake("must begin with https://: whoever can change the answer on its way decides who gets in (http:// is for this machine only)")
+		v.mistake("must begin with https://: with http:// an attacker on the network can add keys (http:// is permitted for this machine)")
 	case strings.Contains(path, "#"):
 		v.mistake("has a fragment, the part behind #, which no server is told")
 	case !strings.Contains(path, "%u"):
-		v.mistake("has no %%u for the user's name in its path or query, so everybody would have the same keys")
+		v.mistake("has no %%u for the user's name in its path or query, so all users would have the same keys")
 	}
 	return s
 }

@@ -37,7 +37,7 @@ func TestAuthValues(t *testing.T) {
 		}},
 	}
 	for _, tt := range tests {
-		got, err := parse([]byte(required+tt.in), "g.yaml", dir)
+		got, err := parse([]byte(required+tt.in), "g.yaml", dir, nil, nil)
 		if err != nil {
 			t.Errorf("%s: %v", tt.in, err)
 			continue
@@ -70,14 +70,14 @@ func TestAuthMistakes(t *testing.T) {
 		{"authorized_keys_url: https://github.com/keys", "has no %u"},
 		{"authorized_keys_url: https://github.com/keys#%u", "has a fragment"},
 		{"authorized_keys_url: https://%u.example.com/%u", "not a URL"},
-		{"authorized_keys_url: https://me:secret@example.com/%u", "has a password"},
+		{"authorized_keys_url: https://me:secret@example.com/%u", "has a user or password"},
 		{"authorized_keys_url: github.com/%u.keys", "not a URL"},
 		{"authorized_keys_timeout: 2m", "the most is 1m0s"},
 		{"authorized_keys_cache: 10m\nauthorized_keys_stale: 5m", "is shorter than authorized_keys_cache"},
 		{"drain: 1m\nauthorized_keys_cache: 1h", "g.yaml:5: authorized_keys_stale: 10m0s is shorter than authorized_keys_cache, 1h0m0s"},
 	}
 	for _, tt := range tests {
-		_, err := parse([]byte(required+tt.in), "g.yaml", dir)
+		_, err := parse([]byte(required+tt.in), "g.yaml", dir, nil, nil)
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: error %v, want one with %q", tt.in, err, tt.want)
 		} else if strings.Contains(err.Error(), "secret") {
@@ -86,7 +86,7 @@ func TestAuthMistakes(t *testing.T) {
 	}
 }
 
-// FuzzSplitArgs wants what was split to be put together again.
+// FuzzSplitArgs splits arguments that were quoted and joined.
 func FuzzSplitArgs(f *testing.F) {
 	for _, s := range []string{"", "/bin/keys %u", `a "b c" 'd e'`, `a\ b \"c\"`, `"a`, `'' ""`, "a\t\tb\\"} {
 		f.Add(s)

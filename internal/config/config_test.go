@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/pem"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +15,9 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport-ssh/sallyport/internal/fargate"
+	"github.com/sallyport-ssh/sallyport/internal/gateway"
 )
 
 // site is a folder with all that a configuration may name.
@@ -32,6 +34,7 @@ func site(t testing.TB) string {
 	write(t, filepath.Join(dir, "open_key"), read(t, filepath.Join(dir, "fleet_key")), 0o640)
 	write(t, filepath.Join(dir, "garbage_key"), []byte("-----BEGIN PRIVATE KEY-----\nhunter2\n"), 0o600)
 	write(t, filepath.Join(dir, "public_key"), read(t, filepath.Join(dir, "fleet_key.pub")), 0o600)
+	write(t, filepath.Join(dir, "token"), []byte(strings.Repeat("x", 32)+"\n"), 0o600)
 	write(t, filepath.Join(dir, "big"), bytes.Repeat([]byte("x"), 200<<10), 0o600)
 	write(t, filepath.Join(dir, "banner.txt"), []byte("Keep out.\n"), 0o644)
 	write(t, filepath.Join(dir, "latin1.txt"), []byte("Gr\xfc\xdfe\n"), 0o644)
@@ -85,7 +88,7 @@ func write(t testing.TB, path string, data []byte, mode os.FileMode) {
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(path, mode); err != nil { // whatever the umask
+	if err := os.Chmod(path, mode); err != nil { // independent of the umask
 		t.Fatal(err)
 	}
 }
@@ -95,8 +98,8 @@ func types(g *Gateway) (hostKeys []string, fleetKey string) {
 	for _, k := range g.HostKeys {
 		hostKeys = append(hostKeys, k.PublicKey().Type())
 	}
-	fleetKey = g.FleetKey.PublicKey().Type()
-	g.HostKeys, g.FleetKey = nil, nil
+	fleetKey = g.FleetKeys[0].PublicKey().Type()
+	g.HostKeys, g.FleetKeys = nil, nil
 	return hostKeys, fleetKey
 }
 
@@ -106,7 +109,7 @@ func TestExample(t *testing.T) {
 	dir := site(t)
 	path := filepath.Join(dir, "gateway.yaml")
 	write(t, path, read(t, "testdata/gateway.yaml"), 0o644)
-	got, err := Load(path)
+	got, err := Load(path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,23 +118,24 @@ func TestExample(t *testing.T) {
 		t.Errorf("host keys %v, fleet key %v", hostKeys, fleetKey)
 	}
 	want := Defaults()
+	want.Digest = got.Digest
 	want.AuthorizedKeysDir = filepath.Join(dir, "authorized_keys.d")
-	fargate := defaultFargate()
-	fargate.Cluster, fargate.TaskDefinition = "sallyport", "sallyport-bastion:7"
-	fargate.Subnets, fargate.SecurityGroups = []string{"subnet-0a1b2c3d", "subnet-4e5f6a7b"}, []string{"sg-0123abcd"}
-	fargate.CPU, fargate.Memory, fargate.EphemeralStorage = 1024, 2048, 50
-	fargate.TaskRole, fargate.PlatformVersion = "arn:aws:iam::123456789012:role/bastion-big", "1.4.0"
-	fargate.PublicIP, fargate.Spot, fargate.Isolate = true, true, true
-	fargate.IngressFrom = []string{"sg-9876fedc"}
-	fargate.Egress = []EgressRule{{"tcp", 443, 443, "0.0.0.0/0"}, {"-1", -1, -1, "10.0.0.0/8"}}
-	want.Profiles["big"] = Profile{
-		Launcher: "fargate", Idle: 15 * time.Minute, MaxLife: 12 * time.Hour, StartTimeout: 5 * time.Minute,
-		Local: defaultProfile().Local, Fargate: fargate,
+	big, build := defaultProfile(), defaultProfile()
+	big.Launcher = "fargate"
+	big.Fargate = fargate.Options{
+		Cluster: "sallyport", TaskDefinition: "sallyport-bastion:7", UserTaskDefinitions: "sallyport-user-%u", Container: "bastion", Account: "bastion", Groups: []string{"sudo"},
+		Subnets: []string{"subnet-0a1b2c3d", "subnet-4e5f6a7b"}, SecurityGroups: []string{"sg-0123abcd"},
+		CPU: 1024, Memory: 2048, EphemeralStorage: 50,
+		TaskRole: "arn:aws:iam::123456789012:role/bastion-big", PlatformVersion: "1.4.0",
+		AssignPublicIP: true, Spot: true, AcceptEnv: big.Fargate.AcceptEnv,
+		Isolate: &fargate.Isolation{
+			Ingress: []string{"sg-9876fedc"},
+			Egress:  []fargate.Rule{{Protocol: "tcp", From: 443, To: 443, Peer: "0.0.0.0/0"}, {Protocol: "-1", From: -1, To: -1, Peer: "10.0.0.0/8"}},
+		},
 	}
-	want.Profiles["build"] = Profile{
-		Launcher: "local", Idle: 2 * time.Hour, MaxLife: 24 * time.Hour, StartTimeout: 5 * time.Minute, Fargate: defaultFargate(),
-		Local: Local{Account: "builder", Agent: "/usr/lib/sallyport/bastion-agent", AcceptEnv: defaultProfile().Local.AcceptEnv},
-	}
+	build.Idle, build.MaxLife = 2*time.Hour, 24*time.Hour
+	build.Local.Account, build.Local.Agent = "builder", "/usr/lib/sallyport/bastion-agent"
+	want.Profiles["big"], want.Profiles["build"] = big, build
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("\n got %+v\nwant %+v", got, want)
 	}
@@ -147,7 +151,7 @@ func TestRelativeFolder(t *testing.T) {
 	dir := site(t)
 	write(t, filepath.Join(dir, "g.yaml"), []byte(required+"state_dir: ../state\n"), 0o644)
 	t.Chdir(filepath.Join(dir, "authorized_keys.d"))
-	g, err := Load("../g.yaml")
+	g, err := Load("../g.yaml", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +163,7 @@ func TestRelativeFolder(t *testing.T) {
 // TestRSASignsWithSHA2Only uses the loaded keys.
 func TestRSASignsWithSHA2Only(t *testing.T) {
 	dir := site(t)
-	g, err := parse([]byte("host_keys: [ssh_host_rsa_key]\nfleet_key: fleet_key\nauthorized_keys_dir: .\n"), "g.yaml", dir)
+	g, err := parse([]byte("host_keys: [ssh_host_rsa_key]\nfleet_key: fleet_key\nauthorized_keys_dir: .\n"), "g.yaml", dir, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,86 +179,8 @@ func TestRSASignsWithSHA2Only(t *testing.T) {
 	}
 }
 
-func TestValues(t *testing.T) {
-	dir := site(t)
-	tests := []struct {
-		in   string
-		want func(*Gateway)
-	}{
-		{"", func(g *Gateway) {}},
-		{"listen: 127.0.0.1:0", func(g *Gateway) { g.Listen = []string{"127.0.0.1:0"} }},
-		{`listen: [":22", "[::1]:2222"]`, func(g *Gateway) { g.Listen = []string{":22", "[::1]:2222"} }},
-		{"state_dir: state/here", func(g *Gateway) { g.StateDir = filepath.Join(dir, "state/here") }},
-		{"state_dir: /a/../b/", func(g *Gateway) { g.StateDir = "/b" }},
-		{"deployment: 2026-prod_A", func(g *Gateway) { g.Deployment = "2026-prod_A" }},
-		{"login_grace_time: 120", func(g *Gateway) { g.LoginGraceTime = 2 * time.Minute }},
-		{"login_grace_time: 1m30s", func(g *Gateway) { g.LoginGraceTime = 90 * time.Second }},
-		{"drain: 0", func(g *Gateway) { g.Drain = 0 }},
-		{"drain: 1w2d3h", func(g *Gateway) { g.Drain = (9*24 + 3) * time.Hour }},
-		{"drain: 1.5h", func(g *Gateway) { g.Drain = 90 * time.Minute }},
-		{"max_startups: 20", func(g *Gateway) { g.MaxStartups = MaxStartups{20, 100, 20} }},
-		{`max_startups: "5:50:60"`, func(g *Gateway) { g.MaxStartups = MaxStartups{5, 50, 60} }},
-		{"per_source_max_startups: 5", func(g *Gateway) { g.PerSourceMaxStartups = 5 }},
-		{"per_source_net_block_size: 24", func(g *Gateway) { g.PerSourceNetBlockSize.IPv4 = 24 }},
-		{"per_source_net_block_size: 0:128", func(g *Gateway) { g.PerSourceNetBlockSize = NetBlockSize{0, 128} }},
-		{"per_source_penalties: none", func(g *Gateway) { g.PerSourcePenalties = Penalties{} }},
-		{"per_source_penalties: authfail:10s  max:1h30m min:0", func(g *Gateway) {
-			g.PerSourcePenalties.AuthFail, g.PerSourcePenalties.Max, g.PerSourcePenalties.Min = 10*time.Second, 90*time.Minute, 0
-		}},
-		{"per_source_penalties: [noauth:0, crash:3 max-sources4:10, max-sources6:20]", func(g *Gateway) {
-			p := &g.PerSourcePenalties
-			p.NoAuth, p.Crash, p.MaxSources4, p.MaxSources6 = 0, 3*time.Second, 10, 20
-		}},
-		{"per_source_penalties: overflow:deny-all", func(g *Gateway) { g.PerSourcePenalties.DenyAll4, g.PerSourcePenalties.DenyAll6 = true, true }},
-		{"per_source_penalties: overflow6:permissive overflow:deny-all", func(g *Gateway) { g.PerSourcePenalties.DenyAll4 = true }},
-		{"per_source_penalty_exempt_list: [10.0.0.0/8, 2001:db8::1]", func(g *Gateway) {
-			g.PerSourcePenaltyExemptList = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::1/128")}
-		}},
-		{"proxy_protocol_from: 10.0.1.0/24", func(g *Gateway) { g.ProxyProtocolFrom = []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")} }},
-		{"proxy_protocol_from: none", func(g *Gateway) {}},
-		{"starts_per_user: 5/1d", func(g *Gateway) { g.StartsPerUser = StartRate{5, 24 * time.Hour} }},
-		{"starts_per_user: none", func(g *Gateway) { g.StartsPerUser = StartRate{} }},
-		{"ciphers: aes192-ctr", func(g *Gateway) { g.Ciphers = []string{"aes192-ctr"} }},
-		{"kex_algorithms: [diffie-hellman-group-exchange-sha256]", func(g *Gateway) { g.KexAlgorithms = []string{"diffie-hellman-group-exchange-sha256"} }},
-		{"version_addendum: Example Corp", func(g *Gateway) { g.VersionAddendum = "Example Corp" }},
-		{"banner: banner.txt", func(g *Gateway) { g.Banner = "Keep out.\n" }},
-		{"profiles:", func(g *Gateway) {}},
-		{"profiles: {prod: }", func(g *Gateway) { g.Profiles["prod"] = defaultProfile() }},
-		{"profiles: {default: {idle: 1d, max_life: 2d, local: }}", func(g *Gateway) {
-			p := defaultProfile()
-			p.Idle, p.MaxLife = 24*time.Hour, 48*time.Hour
-			g.Profiles["default"] = p
-		}},
-		{"profiles: {default: {local: {accept_env: []}}}", func(g *Gateway) {
-			p := defaultProfile()
-			p.Local.AcceptEnv = nil
-			g.Profiles["default"] = p
-		}},
-		{"profiles:\n  a: &x {idle: 1h}\n  b: *x", func(g *Gateway) {
-			p := defaultProfile()
-			p.Idle = time.Hour
-			g.Profiles["a"], g.Profiles["b"] = p, p
-		}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.in, func(t *testing.T) {
-			got, err := parse([]byte(required+tt.in+"\n"), "g.yaml", dir)
-			if err != nil {
-				t.Fatal(err)
-			}
-			types(got)
-			want := Defaults()
-			want.AuthorizedKeysDir = filepath.Join(dir, "authorized_keys.d")
-			tt.want(want)
-			if !reflect.DeepEqual(got, want) {
-				t.Errorf("\n got %+v\nwant %+v", got, want)
-			}
-		})
-	}
-}
-
 // TestMistakes holds every message to the letter. The text under test stands
-// before what is required, so its lines count from 1.
+// before the required keys, so its lines count from 1.
 func TestMistakes(t *testing.T) {
 	dir := site(t)
 	tests := []struct{ in, want string }{
@@ -301,8 +227,8 @@ func TestMistakes(t *testing.T) {
 		{"login_grace_time: 0", `g.yaml:1: login_grace_time: "0" is too short; the least is 1s`},
 		{"client_alive_interval: 10ms", `g.yaml:1: client_alive_interval: "10ms" is too short; the least is 1s`},
 		{"max_sessions: 0", `g.yaml:1: max_sessions: "0" is not a whole number from 1 to 10000`},
+		{"max_channels: 0", `g.yaml:1: max_channels: "0" is not a whole number from 1 to 100000`},
 		{"max_auth_tries: six", `g.yaml:1: max_auth_tries: "six" is not a whole number from 1 to 100`},
-		{"max_memory: 10M", `g.yaml:1: max_memory: "10M" is not a size from 67108864 to 1099511627776 bytes; write it like 100M`},
 		{"max_connections_per_user: 1e3", `g.yaml:1: max_connections_per_user: "1e3" is not a whole number from 1 to 1000000`},
 		{"client_alive_count_max: 0", `g.yaml:1: client_alive_count_max: "0" is not a whole number from 1 to 1000`},
 		{"per_source_max_startups: 0", `g.yaml:1: per_source_max_startups: "0" is not a whole number from 1 to 1000000`},
@@ -313,42 +239,83 @@ func TestMistakes(t *testing.T) {
 		{"max_startups: 100:30:10", `g.yaml:1: max_startups: "100:30:10": start (100) is greater than full (10)`},
 
 		// Networks.
-		{"proxy_protocol_from: 0.0.0.0/0", `g.yaml:1: proxy_protocol_from: 0.0.0.0/0 is everybody, so anybody could claim to come from any address; name the balancers only`},
+		{"proxy_protocol_from: 0.0.0.0/0", `g.yaml:1: proxy_protocol_from: 0.0.0.0/0 includes every client, so any client could claim any address; name the balancers only`},
 		{"proxy_protocol_from: balancer", `g.yaml:1: proxy_protocol_from: "balancer" is neither an address nor a network; write it like 10.0.0.0/8`},
-		{"per_source_penalty_exempt_list: [10.0.0.0/8, 10.0.0.1/8]", `g.yaml:1: per_source_penalty_exempt_list: "10.0.0.1/8": the network is 10.0.0.0/8; an address in the middle of it is usually a slip`},
+		{"per_source_penalty_exempt_list: [10.0.0.0/8, 10.0.0.1/8]", `g.yaml:1: per_source_penalty_exempt_list: "10.0.0.1/8": the network is 10.0.0.0/8; write that, or a single address`},
 		{"per_source_net_block_size: 33", `g.yaml:1: per_source_net_block_size: "33" is not the bits of a network; write it like 32:64, up to 32 for IPv4 and 128 for IPv6`},
-		{"per_source_net_block_size: 0:0", `g.yaml:1: per_source_net_block_size: "0:0" makes one source of all addresses, so that a stranger could have everybody turned away`},
+		{"per_source_net_block_size: 0:0", `g.yaml:1: per_source_net_block_size: "0:0" makes one source of all addresses, so that one client could cause all others to be rejected`},
 		{"per_source_net_block_size: 32:+64", `g.yaml:1: per_source_net_block_size: "32:+64" is not the bits of a network; write it like 32:64, up to 32 for IPv4 and 128 for IPv6`},
 		{"per_source_penalties: no", `g.yaml:1: per_source_penalties: "no" is not a penalty; write it like authfail:5s. There are `},
 		{"per_source_penalties: invaliduser:5s", `g.yaml:1: per_source_penalties: "invaliduser:5s" is not a penalty; write it like authfail:5s. There are `},
+		{"per_source_penalties: refuseconnection:10s", `g.yaml:1: per_source_penalties: refuseconnection: the gateway has no such penalty: it never rejects an address because a role does not permit a login; leave it out`},
 		{"per_source_penalties: authfail:5s authfail:6s", `g.yaml:1: per_source_penalties: authfail is given twice`},
 		{"per_source_penalties: max:2d", `g.yaml:1: per_source_penalties: "max:2d": "2d" is not a duration of a day at most; write it like 90s`},
 		{"per_source_penalties: max-sources4:0", `g.yaml:1: per_source_penalties: "max-sources4:0": "0" is not a whole number from 1 to 1000000`},
 		{"per_source_penalties: overflow:deny", `g.yaml:1: per_source_penalties: "overflow:deny": there are permissive and deny-all`},
-		{"per_source_penalties: max:10s", `g.yaml:1: per_source_penalties: max (10s) is shorter than min (15s), so that no penalty would ever count; write none for no penalties`},
+		{"per_source_penalties: max:10s", `g.yaml:1: per_source_penalties: max (10s) is shorter than min (15s), so that no penalty would have an effect; write none for no penalties`},
 		{`per_source_penalties: " "`, `g.yaml:1: per_source_penalties: is empty; write none for no penalties`},
+		{"ledger: {dynamodb: {table: x/y}}", `g.yaml:1: ledger.dynamodb.table: "x/y" is not the name of a table; write 3 to 255 letters, digits, -, _ and .`},
+		{"ledger: {dynamodb: {}}", `g.yaml:1: ledger.dynamodb: names no table`},
+		{"ledger: {}", `g.yaml:1: ledger: names no ledger; write dynamodb: {table: NAME}, or leave ledger out for a folder in state_dir`},
+		{"ledger: {redis: x}", `g.yaml:1: ledger.redis: `},
+		{"api: {}", `g.yaml:1: api: names no address; write listen: ":8443", or leave api out`},
+		{"api: {listen: :8443}", `g.yaml:1: api: needs tls, with certificate and key, for addresses of other machines; plain_http: true permits them without, behind a proxy that ends TLS`},
+		{"api: {listen: [127.0.0.1:80, 10.0.0.1:80]}", `g.yaml:1: api: needs tls, with certificate and key, for addresses of other machines; `},
+		{"api: {listen: :80, plain_http: true}", `g.yaml:1: api: plain_http needs names, the host names by which clients call`},
+		{"api: {listen: :80, plain_http: true, names: 'a.example:80'}", `g.yaml:1: api.names: "a.example:80" is not the name or the address of a host; write it without a port`},
+		{"api: {listen: :80, tls: {key: fleet_key}}", `g.yaml:1: api.tls: needs certificate and key, the paths of two PEM files`},
+		{"api: {listen: :80, tls: {certificate: none.pem, key: fleet_key}}", `g.yaml:1: api.tls.certificate: `},
+		{"api: {listen: :80, tls: {certificate: fleet_key.pub, key: open_key}}", `g.yaml:1: api.tls.key: `},
+		{"api: {listen: :80, tls: {certificate: fleet_key.pub, key: garbage_key}}", `g.yaml:1: api.tls.certificate: `},
+		{"api: {listen: 127.0.0.1:80, ssh_address: ':22'}", `g.yaml:1: api.ssh_address: ":22" names no host; `},
+		{"api: {listen: 127.0.0.1:80, operator_token: open_key}", `g.yaml:1: api.operator_token: `},
+		{"api: {listen: 127.0.0.1:80, operator_token: garbage_key}", `g.yaml:1: api.operator_token: `},
+		{"api: {listen: 127.0.0.1:80, oidc: {issuer: 'https://id.example', audience: a}}", `g.yaml:1: api.oidc: needs user_claim`},
+		{"api: {listen: 127.0.0.1:80, oidc: {issuer: 'http://id.example', audience: a, user_claim: sub}}", `g.yaml:1: api.oidc.issuer: "http://id.example" is not a URL that begins with https://`},
+		{"api: {listen: 127.0.0.1:80, port: 22}", `g.yaml:1: api.port: unknown key`},
+		{"monitoring: {}", `g.yaml:1: monitoring: names no address; write listen: 127.0.0.1:9222, or leave monitoring out`},
+		{"monitoring: {listen: 9222}", `g.yaml:1: monitoring.listen: "9222" is not an address; write it like :9222`},
+		{"monitoring: {listen: :9222, path: /}", `g.yaml:1: monitoring.path: unknown key`},
+		{"ledger: {dynamodb: {table: abc}}", `g.yaml:1: ledger: is shared by several gateways, but bastions of the profile default are processes on this one's machine; give it launcher: fargate`},
+		{"advertise: gateway-a", `g.yaml:1: advertise: "gateway-a" is not an address; write it like :2222, 10.0.0.1:22 or [::1]:22`},
+		{`advertise: ":2222"`, `g.yaml:1: advertise: ":2222" names no host; write the address at which other gateways reach this one`},
+		{"advertise: 0.0.0.0:2222", `g.yaml:1: advertise: "0.0.0.0:2222" names no host; write the address at which other gateways reach this one`},
+		{"advertise: gateway-a:0", `g.yaml:1: advertise: "gateway-a:0" names no port; write that of a listener`},
 		{"starts_per_user: 10", `g.yaml:1: starts_per_user: "10" is not a number of starts in a time; write it like 30/1h, with at most 1000 starts in at most a week`},
 		{"starts_per_user: 0/1h", `g.yaml:1: starts_per_user: "0/1h" is not a number of starts in a time; write it like 30/1h, with at most 1000 starts in at most a week`},
 
 		// Algorithms.
 		{"ciphers: [aes128-ctr, chacha20-poly1305@openssh.com]", `g.yaml:1: ciphers: "chacha20-poly1305@openssh.com" is not a cipher that is offered here; there are aes128-gcm@openssh.com, aes256-gcm@openssh.com, aes256-ctr, aes192-ctr, aes128-ctr`},
 		{"ciphers:\n- aes128-ctr\n- aes128-ctr", `g.yaml:3: ciphers: "aes128-ctr" is listed twice`},
+		{"kex_algorithms: +ecdh-sha2-nistp999", `g.yaml:1: kex_algorithms: "ecdh-sha2-nistp999" is not a key exchange that is offered here; there are mlkem768x25519-sha256, `},
+		{"kex_algorithms: ecdh-sha2-nistp256,+ecdh-sha2-nistp384", `g.yaml:1: kex_algorithms: "+ecdh-sha2-nistp384" is not a key exchange that is offered here; there are mlkem768x25519-sha256, `},
+		{"macs: +hmac-sha2-256,hmac-sha2-256", `g.yaml:1: macs: "hmac-sha2-256" is listed twice`},
+		{"macs: -hmac-*", `g.yaml:1: macs: leaves no MAC to offer; list the algorithms to offer`},
+		{"ciphers: -*-gcm@openssh.com", `g.yaml:1: ciphers: leaves no cipher to offer; list the algorithms to offer`},
+		{"kex_algorithms: +", `g.yaml:1: kex_algorithms: "" is not a key exchange that is offered here; there are mlkem768x25519-sha256, `},
 		{"macs: hmac-sha1", `g.yaml:1: macs: "hmac-sha1" is not a MAC that is offered here; there are hmac-sha2-256-etm@openssh.com, hmac-sha2-512-etm@openssh.com, hmac-sha2-256, hmac-sha2-512`},
 		{"kex_algorithms: diffie-hellman-group14-sha1", `g.yaml:1: kex_algorithms: "diffie-hellman-group14-sha1" is not a key exchange that is offered here; there are mlkem768x25519-sha256, `},
 
 		// Names and texts.
 		{"deployment: a/b", `g.yaml:1: deployment: "a/b" is not a name; write 1 to 32 letters, digits, - and _, a letter or digit first`},
+		{"rekey_limit: 15", `g.yaml:1: rekey_limit: "15" is not default or a size from 16 bytes to 64G`},
+		{"rekey_limit: 65G", `g.yaml:1: rekey_limit: "65G" is not default or a size from 16 bytes to 64G`},
+		{"rekey_limit: none 1h", `g.yaml:1: rekey_limit: "none" is not default or a size from 16 bytes to 64G`},
+		{"rekey_limit: 1G 100ms", `g.yaml:1: rekey_limit: "100ms" is not none or a duration of at least 1s`},
+		{"rekey_limit: 1G 1h 1h", `g.yaml:1: rekey_limit: "1G 1h 1h" is not a limit for keys; write it like 1G, 1G 1h or default 1h`},
 		{`version_addendum: "a\nb"`, `g.yaml:1: version_addendum: must be at most 128 printable ASCII characters`},
 		{"profiles:\n  a b: {}", `g.yaml:2: profiles.a b: "a b" is not a name for a profile; write 1 to 32 letters, digits, - and _, a letter or digit first`},
-		{"profiles: {ctl: {}}", `g.yaml:1: profiles.ctl: the name ctl is taken: it is how users reach their console`},
-		{"profiles:\n  big:\n    launcher: fargate", `g.yaml:2: profiles.big: the launcher fargate needs the key fargate, with at least cluster, task_definition and subnets`},
+		{"profiles: {ctl: {}}", `g.yaml:1: profiles.ctl: the name ctl is reserved for the console`},
+		{"profiles:\n  big:\n    launcher: fargate", `g.yaml:2: profiles.big: the launcher fargate needs the key fargate with at least cluster, task_definition and subnets`},
 		{"profiles:\n  big:\n    launcher: docker", `g.yaml:3: profiles.big.launcher: "docker" is not a launcher; there are local and fargate`},
 		{"profiles:\n  big:\n    idle: 2d", `g.yaml:2: profiles.big: max_life (12h0m0s) is shorter than idle (48h0m0s)`},
+		{"profiles: {a: {gateway_ports: maybe}}", `g.yaml:1: profiles.a.gateway_ports: "maybe" is not a value of GatewayPorts; there are no, yes and clientspecified`},
+		{"profiles: {a: {stream_local_bind_mask: '0999'}}", `g.yaml:1: profiles.a.stream_local_bind_mask: "0999" is not a umask; write three octal digits, as in 0177`},
 		{"profiles: {a: {local: {account: 'a:b'}}}", `g.yaml:1: profiles.a.local.account: "a:b" is not the name of an account`},
 		{"profiles: {a: {local: {agent: ''}}}", `g.yaml:1: profiles.a.local.agent: the path is empty`},
 		{"profiles: {a: {local: {accept_env: [LANG, 'A=B']}}}", `g.yaml:1: profiles.a.local.accept_env: "A=B" is not a pattern for names of variables; write it like LC_*`},
-		{"profiles: {a: {local: {accept_env: '*'}}}", `g.yaml:1: profiles.a.local.accept_env: "*" lets clients set LD_PRELOAD, and with it get around command= in authorized keys`},
-		{"profiles: {a: {local: {accept_env: 'BASH_*'}}}", `g.yaml:1: profiles.a.local.accept_env: "BASH_*" lets clients set BASH_ENV, and with it get around command= in authorized keys`},
+		{"profiles: {a: {local: {accept_env: '*'}}}", `g.yaml:1: profiles.a.local.accept_env: "*" permits clients to set LD_PRELOAD, which bypasses command= in authorized keys`},
+		{"profiles: {a: {local: {accept_env: 'BASH_*'}}}", `g.yaml:1: profiles.a.local.accept_env: "BASH_*" permits clients to set BASH_ENV, which bypasses command= in authorized keys`},
 
 		// Files.
 		{"state_dir: ~/state", `g.yaml:1: state_dir: "~/state": ~ is not expanded here; write the path out`},
@@ -360,81 +327,17 @@ func TestMistakes(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.in, func(t *testing.T) {
-			_, err := parse([]byte(tt.in+"\n"+required), "g.yaml", dir)
+			_, err := parse([]byte(tt.in+"\n"+required), "g.yaml", dir, nil, nil)
 			if err == nil {
 				t.Fatal("no mistake was found")
 			}
 			got := strings.ReplaceAll(err.Error(), dir, "DIR")
-			// What comes from package yaml, and long lists, are compared by
+			// Messages of package yaml, and long lists, are compared by
 			// their beginning.
 			if got != tt.want && !(strings.HasSuffix(tt.want, " ") && strings.HasPrefix(got, tt.want)) {
 				t.Errorf("\n got %s\nwant %s", got, tt.want)
 			}
 		})
-	}
-}
-
-func TestFargateMistakes(t *testing.T) {
-	dir := site(t)
-	const start = "profiles:\n  f:\n    launcher: fargate\n    fargate:\n      "
-	good := []string{"cluster: c", "task_definition: d:1", "subnets: [subnet-1]"}
-	tests := []struct{ in, want string }{
-		{"cluster: a b", `g.yaml:5: profiles.f.fargate.cluster: "a b" is not the name or ARN of a cluster`},
-		{"task_definition: bastion", `g.yaml:5: profiles.f.fargate.task_definition: "bastion" has no revision; write it like bastion:7, so that a new revision is not used before it is meant to`},
-		{"task_definition: arn:aws:ecs:eu-west-1:123456789012:task-definition/b", `g.yaml:5: profiles.f.fargate.task_definition: "arn:aws:ecs:eu-west-1:123456789012:task-definition/b" has no revision; write it like arn:aws:ecs:eu-west-1:123456789012:task-definition/b:7, so that a new revision is not used before it is meant to`},
-		{"subnets: [vpc-1]", `g.yaml:5: profiles.f.fargate.subnets: "vpc-1" is not the id of a subnet`},
-		{"subnets: [" + strings.Repeat("subnet-1, ", 17) + "]", `g.yaml:5: profiles.f.fargate.subnets: there are 17, and may be 16`},
-		{"security_groups: [sg-1, sg-2, sg-3, sg-4, sg-5, sg-6]", `g.yaml:5: profiles.f.fargate.security_groups: there are 6, and may be 5`},
-		{"public_ip: maybe", `g.yaml:5: profiles.f.fargate.public_ip: "maybe" is neither true nor false`},
-		{"capacity: cheap", `g.yaml:5: profiles.f.fargate.capacity: "cheap" is neither on-demand nor spot`},
-		{"cpu: 300", `g.yaml:5: profiles.f.fargate.cpu: Fargate has no size with cpu 300; there are 256, 512, 1024, 2048, 4096, 8192, 16384 and 32768`},
-		{"cpu: 256\n      memory: 4096", `g.yaml:4: profiles.f.fargate: Fargate has no size with cpu 256 and memory 4096`},
-		{"task_role: bastion", `g.yaml:5: profiles.f.fargate.task_role: "bastion" is not the ARN of a role`},
-		{"isolate: true", `g.yaml:4: profiles.f.fargate: isolate needs ingress_from: the security groups or networks of the gateways, which nobody else may connect from`},
-		{"egress: all 0.0.0.0/0", `g.yaml:4: profiles.f.fargate: ingress_from and egress are of the groups that isolate: true makes; without it, write these rules into security_groups`},
-		{"isolate: true\n      ingress_from: 10.0.0.1/8", `g.yaml:6: profiles.f.fargate.ingress_from: "10.0.0.1/8" has bits set after its length; do you mean 10.0.0.0/8?`},
-		{"isolate: true\n      ingress_from: gateway", `g.yaml:6: profiles.f.fargate.ingress_from: "gateway" is neither a network, like 10.0.0.0/8, nor the id of a security group`},
-		{"isolate: true\n      ingress_from: sg-1\n      security_groups: [sg-1, sg-2, sg-3, sg-4, sg-5]", `g.yaml:4: profiles.f.fargate: isolate adds a security group to security_groups, and there may be 5 in all`},
-		{"isolate: true\n      ingress_from: sg-1\n      egress: [tcp https 10.0.0.0/8]", `g.yaml:7: profiles.f.fargate.egress: "tcp https 10.0.0.0/8" is not a rule; write it like "tcp 443 10.0.0.0/8", "udp 1000-2000 sg-0123abcd" or "all 0.0.0.0/0"`},
-		{"isolate: true\n      ingress_from: sg-1\n      egress: [tcp 2-1 10.0.0.0/8]", `g.yaml:7: profiles.f.fargate.egress: "tcp 2-1 10.0.0.0/8" is not a rule; write it like "tcp 443 10.0.0.0/8", "udp 1000-2000 sg-0123abcd" or "all 0.0.0.0/0"`},
-	}
-	for _, tt := range tests {
-		t.Run(tt.in, func(t *testing.T) {
-			text := start + tt.in
-			for _, line := range good {
-				if key, _, _ := strings.Cut(line, ":"); !strings.HasPrefix(tt.in, key+":") {
-					text += "\n      " + line
-				}
-			}
-			_, err := parse([]byte(text+"\n"+required), "g.yaml", dir)
-			if err == nil {
-				t.Fatal("no mistake was found")
-			}
-			// One value that is wrong can make others so, which are after it.
-			if first, _, _ := strings.Cut(err.Error(), "\n"); first != tt.want && !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("\n got %s\nwant %s", err, tt.want)
-			}
-		})
-	}
-	if _, err := parse([]byte("profiles:\n  f:\n    launcher: fargate\n    fargate: {account: x}\n"+required), "g.yaml", dir); err == nil ||
-		strings.Count(err.Error(), "is missing") != 3 {
-		t.Errorf("with all that is required missing: %v", err)
-	}
-}
-
-func TestEgress(t *testing.T) {
-	for in, want := range map[string]EgressRule{
-		"tcp 443 10.0.0.0/8":   {"tcp", 443, 443, "10.0.0.0/8"},
-		"udp 1000-2000 sg-1":   {"udp", 1000, 2000, "sg-1"},
-		"tcp 10.1.2.3":         {"tcp", 0, 65535, "10.1.2.3/32"},
-		"icmp fd00::/8":        {"icmp", -1, -1, "fd00::/8"},
-		"all pl-12ab":          {"-1", -1, -1, "pl-12ab"},
-		" all   0.0.0.0/0 ":    {"-1", -1, -1, "0.0.0.0/0"},
-		"tcp 443 FD00:0::/112": {"tcp", 443, 443, "fd00::/112"},
-	} {
-		if got, err := parseEgress(in); err != nil || got != want {
-			t.Errorf("%q: got %+v, %v", in, got, err)
-		}
 	}
 }
 
@@ -445,21 +348,22 @@ func TestKeyMistakes(t *testing.T) {
 		{"[]", "fleet_key", ".", `g.yaml:1: host_keys: the list is empty`},
 		{".", "fleet_key", ".", `g.yaml:1: host_keys: DIR: not a regular file`},
 		{"big", "fleet_key", ".", `g.yaml:1: host_keys: DIR/big: longer than 65536 bytes`},
-		{"open_key", "fleet_key", ".", `g.yaml:1: host_keys: DIR/open_key: mode 0640 lets others at a private key; chmod 600 it`},
-		{"garbage_key", "fleet_key", ".", `g.yaml:1: host_keys: DIR/garbage_key: is not a private key in a format that is known`},
-		{"public_key", "fleet_key", ".", `g.yaml:1: host_keys: DIR/public_key: is a public key; name the private one, without .pub`},
-		{"locked_key", "fleet_key", ".", `g.yaml:1: host_keys: DIR/locked_key: has a passphrase, which nobody is there to type; take it off with ssh-keygen -p`},
+		{"open_key", "fleet_key", ".", `g.yaml:1: host_keys: DIR/open_key: mode 0640 gives others access to a private key; chmod 600 it`},
+		{"garbage_key", "fleet_key", ".", `g.yaml:1: host_keys: DIR/garbage_key: is not a private key in a known format`},
+		{"public_key", "fleet_key", ".", `g.yaml:1: host_keys: DIR/public_key: is a public key; the private one is the file without .pub`},
+		{"locked_key", "fleet_key", ".", `g.yaml:1: host_keys: DIR/locked_key: has a passphrase, which a server cannot type; remove it with ssh-keygen -p`},
 		{"weak_rsa_key", "fleet_key", ".", `g.yaml:1: host_keys: DIR/weak_rsa_key: is an RSA key that is not of 2048 to 8192 bits`},
-		{"[ssh_host_ed25519_key, other_ed25519_key]", "fleet_key", ".", `g.yaml:1: host_keys: a second ssh-ed25519 key (the first is in line 1); clients are shown one of each type`},
-		{"ssh_host_ed25519_key", "ssh_host_ed25519_key", ".", `g.yaml:2: fleet_key: is a host key as well; who signs logins to bastions must do nothing else`},
-		{"ssh_host_ed25519_key", "[a, b]", ".", `g.yaml:2: fleet_key: must be a single value`},
+		{"[ssh_host_ed25519_key, other_ed25519_key, ssh_host_ed25519_key]", "fleet_key", ".", `g.yaml:1: host_keys: the same key is listed twice`},
+		{"ssh_host_ed25519_key", "ssh_host_ed25519_key", ".", `g.yaml:2: fleet_key: is also a host key; a key that signs logins to bastions must have no other use`},
+		{"ssh_host_ed25519_key", "[fleet_key, ssh_host_ed25519_key]", ".", `g.yaml:2: fleet_key: is also a host key; a key that signs logins to bastions must have no other use`},
+		{"ssh_host_ed25519_key", "[fleet_key, fleet_key]", ".", `g.yaml:2: fleet_key: the same key is listed twice`},
 		{"ssh_host_ed25519_key", "fleet_key", "nowhere", `g.yaml:3: authorized_keys_dir: DIR/nowhere: no such file or directory`},
 		{"ssh_host_ed25519_key", "fleet_key", "banner.txt", `g.yaml:3: authorized_keys_dir: DIR/banner.txt is not a folder`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.hostKeys+" "+tt.fleetKey+" "+tt.keysDir, func(t *testing.T) {
 			text := "host_keys: " + tt.hostKeys + "\nfleet_key: " + tt.fleetKey + "\nauthorized_keys_dir: " + tt.keysDir + "\n"
-			_, err := parse([]byte(text), "g.yaml", dir)
+			_, err := parse([]byte(text), "g.yaml", dir, nil, nil)
 			if err == nil {
 				t.Fatal("no mistake was found")
 			}
@@ -472,7 +376,7 @@ func TestKeyMistakes(t *testing.T) {
 
 // TestAllMistakesAtOnce loads testdata/mistakes.yaml, which has many.
 func TestAllMistakesAtOnce(t *testing.T) {
-	_, err := Load("testdata/mistakes.yaml")
+	_, err := Load("testdata/mistakes.yaml", nil)
 	if err == nil {
 		t.Fatal("no mistake was found")
 	}
@@ -488,7 +392,7 @@ func TestEmptyFile(t *testing.T) {
 g.yaml: fleet_key is missing; name a private key that only gateways have; make one with ssh-keygen -t ed25519 -N "" -f FILE
 g.yaml: host_keys is missing; name at least one private key; make one with ssh-keygen -t ed25519 -N "" -f FILE`
 	for _, text := range []string{"", "\n", "# nothing\n", "---\n", "{}", "null", "---\n...\n"} {
-		if _, err := parse([]byte(text), "g.yaml", "/"); err == nil || err.Error() != want {
+		if _, err := parse([]byte(text), "g.yaml", "/", nil, nil); err == nil || err.Error() != want {
 			t.Errorf("%q: got\n%v\nwant\n%s", text, err, want)
 		}
 	}
@@ -502,7 +406,7 @@ func TestLoadReadsFilesOnly(t *testing.T) {
 		".":            "not a regular file",
 		"big.yaml":     "longer than 1048576 bytes",
 	} {
-		if _, err := Load(filepath.Join(dir, name)); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := Load(filepath.Join(dir, name), nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want one with %q", name, err, want)
 		}
 	}
@@ -519,7 +423,7 @@ func TestDefaultsAreFresh(t *testing.T) {
 	}
 }
 
-// TestKeygenFormats parses what the real ssh-keygen writes.
+// TestKeygenFormats parses keys that the real ssh-keygen writes.
 func TestKeygenFormats(t *testing.T) {
 	dir := t.TempDir()
 	for name, args := range map[string][]string{
@@ -556,7 +460,7 @@ func FuzzParse(f *testing.F) {
 		if bytes.ContainsAny(data, "/\\") || bytes.Contains(data, []byte("..")) {
 			return
 		}
-		g, err := parse(data, "g.yaml", dir)
+		g, err := parse(data, "g.yaml", dir, nil, nil)
 		if err != nil {
 			if g != nil {
 				t.Error("a configuration beside an error")
@@ -572,10 +476,10 @@ func FuzzParse(f *testing.F) {
 		if !ok || p.Launcher != "local" || p.Idle < time.Second || p.MaxLife < p.Idle || p.StartTimeout < time.Second {
 			t.Errorf("default profile %+v", p)
 		}
-		if len(g.Listen) == 0 || len(g.HostKeys) == 0 || g.FleetKey == nil || g.AuthorizedKeysDir == "" || g.StateDir == "" || g.Deployment == "" ||
+		if len(g.Listen) == 0 || len(g.HostKeys) == 0 || len(g.FleetKeys) == 0 || g.AuthorizedKeysDir == "" || g.StateDir == "" || g.Deployment == "" ||
 			g.LoginGraceTime < time.Second || g.MaxStartups.Start < 1 || g.MaxStartups.Full < g.MaxStartups.Start || g.MaxAuthTries < 1 ||
-			g.MaxSessions < 1 || g.MaxConnectionsPerUser < 1 || g.ClientAliveInterval < time.Second || g.ClientAliveCountMax < 1 || g.Drain < 0 ||
-			g.PerSourcePenalties != (Penalties{}) && (g.PerSourcePenalties.Max < g.PerSourcePenalties.Min || g.PerSourcePenalties.MaxSources4 < 1 || g.PerSourcePenalties.MaxSources6 < 1) ||
+			g.MaxSessions < 1 || g.MaxChannels < 1 || g.MaxConnectionsPerUser < 1 || g.ClientAliveInterval < 0 || g.ClientAliveInterval > 0 && g.ClientAliveInterval < time.Second || g.ClientAliveCountMax < 1 || g.Drain < 0 ||
+			g.PerSourcePenalties != (gateway.Penalties{}) && (g.PerSourcePenalties.Max < g.PerSourcePenalties.Min || g.PerSourcePenalties.MaxSources4 < 1 || g.PerSourcePenalties.MaxSources6 < 1) ||
 			g.PerSourceNetBlockSize.IPv4 < 0 || g.PerSourceNetBlockSize.IPv4 > 32 || g.PerSourceNetBlockSize.IPv6 < 0 || g.PerSourceNetBlockSize.IPv6 > 128 ||
 			g.StartsPerUser.Starts > 0 && g.StartsPerUser.Per <= 0 {
 			t.Errorf("not usable: %+v", g)

@@ -6,81 +6,23 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/sallyport-ssh/sallyport/internal/fargate"
 )
-
-// Fargate is what the fargate launcher has to know. Region and credentials come
-// from where all AWS tools have them.
-type Fargate struct {
-	// Cluster is the name or ARN of the ECS cluster. Required.
-	Cluster string
-	// TaskDefinition is "family:revision", or its ARN. Required.
-	TaskDefinition string
-	// Container is the one in it that runs the agent. Default "bastion".
-	Container string
-	// Account is the account in the image that sessions run as. Default
-	// "bastion".
-	Account string
-	// Subnets is where bastions may be: 1 to 16, of one VPC. Required.
-	Subnets []string
-	// SecurityGroups is what every bastion belongs to, at most 5, or 4 with
-	// Isolate. Default none, which means the default group of the VPC.
-	SecurityGroups []string
-	// PublicIP gives bastions a public address, and connects to that.
-	// Default false.
-	PublicIP bool
-	// Spot asks for Fargate Spot first, in the file "capacity: spot". The
-	// default is "capacity: on-demand".
-	Spot bool
-	// CPU (units of 1/1024 vCPU), Memory (MiB), EphemeralStorage (GiB) and
-	// TaskRole (ARN) replace what the task definition says. Default 0 and "",
-	// which leave it.
-	CPU, Memory, EphemeralStorage int
-	TaskRole                      string
-	// PlatformVersion is Fargate's. Default "", which means LATEST.
-	PlatformVersion string
-	// Isolate gives each user a security group of her own, with these rules.
-	// Default false.
-	Isolate bool
-	// IngressFrom is who may connect to an isolated bastion: security groups
-	// and networks. Required with Isolate, and of no use without.
-	IngressFrom []string
-	// Egress is what an isolated bastion may connect to. Default everything,
-	// by IPv4 and IPv6.
-	Egress []EgressRule
-	// AcceptEnv is as for the local launcher.
-	AcceptEnv []string
-}
-
-// EgressRule is written "PROTOCOL [PORT[-PORT]] PEER", as in "tcp 443 10.0.0.0/8",
-// "icmp sg-0123abcd" or "all 0.0.0.0/0".
-type EgressRule struct {
-	// Protocol is "tcp", "udp", "icmp", or "-1" for everything.
-	Protocol string
-	// From and To are ports; both -1 where there are none.
-	From, To int
-	// Peer is a network, or the id of a security group or prefix list.
-	Peer string
-}
 
 const (
 	maxSubnets = 16 // API_AwsVpcConfiguration
 	maxGroups  = 5
+	// maxAccountGroups limits groups because overrides have 8,192 characters.
+	maxAccountGroups = 16
 	// maxRules is the quota of rules of a security group, in one direction.
 	maxRules = 60
 )
 
-func defaultFargate() Fargate {
-	return Fargate{
-		Container: "bastion",
-		Account:   "bastion",
-		AcceptEnv: defaultAcceptEnv(),
-		Egress:    []EgressRule{{"-1", -1, -1, "0.0.0.0/0"}, {"-1", -1, -1, "::/0"}},
-	}
-}
-
 var (
 	clusterPattern    = regexp.MustCompile(`^([A-Za-z0-9_-]{1,255}|arn:[a-z-]+:ecs:[a-z0-9-]+:\d{12}:cluster/[A-Za-z0-9_-]{1,255})$`)
 	definitionPattern = regexp.MustCompile(`^(arn:[a-z-]+:ecs:[a-z0-9-]+:\d{12}:task-definition/)?[A-Za-z0-9_-]{1,255}(:[1-9]\d{0,8})?$`)
+	familiesPattern   = regexp.MustCompile(`^[A-Za-z0-9_-]{1,30}%u[A-Za-z0-9_-]{0,30}$`)
 	containerPattern  = regexp.MustCompile(`^[A-Za-z0-9_-]{1,255}$`)
 	subnetPattern     = regexp.MustCompile(`^subnet-[0-9a-z]{1,32}$`)
 	groupPattern      = regexp.MustCompile(`^sg-[0-9a-z]{1,32}$`)
@@ -89,25 +31,25 @@ var (
 	platformPattern   = regexp.MustCompile(`^(LATEST|\d+\.\d+\.\d+)$`)
 )
 
-// matching returns a text of the given form.
-func (v value) matching(form *regexp.Regexp, what string) string {
+// matching reads a text of the given form; description is for mistakes.
+func (v value) matching(form *regexp.Regexp, description string) string {
 	s, ok := v.text()
 	if ok && !form.MatchString(s) {
-		v.mistake("%q is not %s", s, what)
+		v.mistake("%q is not %s", s, description)
 		return ""
 	}
 	return s
 }
 
-func (v value) listMatching(form *regexp.Regexp, what string, most int) []string {
+func (v value) listMatching(form *regexp.Regexp, description string, most int) []string {
 	var all []string
 	for _, v := range v.list() {
-		if s := v.matching(form, what); s != "" {
+		if s := v.matching(form, description); s != "" {
 			all = append(all, s)
 		}
 	}
 	if len(all) > most {
-		v.mistake("there are %d, and may be %d", len(all), most)
+		v.mistake("%d entries; the most is %d", len(all), most)
 	}
 	return all
 }
@@ -124,31 +66,41 @@ func (v value) boolean() bool {
 	return false
 }
 
-func (v value) fargate(f *Fargate) {
+// fargate reads the value of the key fargate. AssignPublicIP and ConnectPublic have
+// an older form, public_ip, that sets both.
+func (v value) fargate(f *fargate.Options) {
+	var publicIP, isolate bool
+	isolation := &fargate.Isolation{Egress: []fargate.Rule{{Protocol: "-1", From: -1, To: -1, Peer: "0.0.0.0/0"}, {Protocol: "-1", From: -1, To: -1, Peer: "::/0"}}}
 	seen := v.mapping(map[string]func(value){
 		"cluster": func(v value) { f.Cluster = v.matching(clusterPattern, "the name or ARN of a cluster") },
 		"task_definition": func(v value) {
 			f.TaskDefinition = v.matching(definitionPattern, "a task definition; write it like sallyport-bastion:7")
 			if s := f.TaskDefinition; s != "" && !strings.Contains(s[strings.LastIndexByte(s, '/')+1:], ":") {
-				v.mistake("%q has no revision; write it like %s:7, so that a new revision is not used before it is meant to", s, s)
+				v.mistake("%q has no revision; write it like %s:7, so that a new revision is not used before the configuration names it", s, s)
 			}
+		},
+		"user_task_definitions": func(v value) {
+			f.UserTaskDefinitions = v.matching(familiesPattern, "a pattern of families; write it like sallyport-user-%u, with up to 30 letters, digits, - and _ before %u, and as many after it")
 		},
 		"container": func(v value) { f.Container = v.matching(containerPattern, "the name of a container") },
 		"account":   func(v value) { f.Account = v.account() },
+		"groups":    func(v value) { f.Groups = v.listMatching(accountPattern, "the name of a group", maxAccountGroups) },
 		"subnets":   func(v value) { f.Subnets = v.listMatching(subnetPattern, "the id of a subnet", maxSubnets) },
 		"security_groups": func(v value) {
 			f.SecurityGroups = v.listMatching(groupPattern, "the id of a security group", maxGroups)
 		},
-		"public_ip":         func(v value) { f.PublicIP = v.boolean() },
-		"capacity":          func(v value) { f.Spot = v.spot() },
+		"assign_public_ip":  func(v value) { f.AssignPublicIP = v.boolean() },
+		"connect_by":        func(v value) { f.ConnectPublic = v.oneOf("private", "public") },
+		"public_ip":         func(v value) { publicIP = v.boolean() },
+		"capacity":          func(v value) { f.Spot = v.oneOf("on-demand", "spot") },
 		"cpu":               func(v value) { f.CPU = v.cpu() },
 		"memory":            func(v value) { f.Memory = v.integer(512, 245_760) },
 		"ephemeral_storage": func(v value) { f.EphemeralStorage = v.integer(21, 200) }, // API_EphemeralStorage
 		"task_role":         func(v value) { f.TaskRole = v.matching(rolePattern, "the ARN of a role") },
 		"platform_version":  func(v value) { f.PlatformVersion = v.matching(platformPattern, "LATEST or a version like 1.4.0") },
-		"isolate":           func(v value) { f.Isolate = v.boolean() },
-		"ingress_from":      func(v value) { f.IngressFrom = v.peers() },
-		"egress":            func(v value) { f.Egress = v.egress() },
+		"isolate":           func(v value) { isolate = v.boolean() },
+		"ingress_from":      func(v value) { isolation.Ingress = v.peers() },
+		"egress":            func(v value) { isolation.Egress = v.egress() },
 		"accept_env":        func(v value) { f.AcceptEnv = v.envPatterns() },
 	})
 	for _, required := range []string{"cluster", "task_definition", "subnets"} {
@@ -157,32 +109,44 @@ func (v value) fargate(f *Fargate) {
 		}
 	}
 	switch {
-	case f.Isolate && !seen["ingress_from"]:
-		v.mistake("isolate needs ingress_from: the security groups or networks of the gateways, which nobody else may connect from")
-	case !f.Isolate && seen["ingress_from"], !f.Isolate && seen["egress"]:
-		v.mistake("ingress_from and egress are of the groups that isolate: true makes; without it, write these rules into security_groups")
-	case f.Isolate && len(f.SecurityGroups) == maxGroups:
-		v.mistake("isolate adds a security group to security_groups, and there may be %d in all", maxGroups)
+	case seen["public_ip"] && (seen["assign_public_ip"] || seen["connect_by"]):
+		v.mistake("public_ip: true means assign_public_ip: true and connect_by: public; write these two, and leave it out")
+	case seen["public_ip"]:
+		f.AssignPublicIP, f.ConnectPublic = publicIP, publicIP
+	case f.ConnectPublic && !f.AssignPublicIP:
+		v.mistake("connect_by: public needs assign_public_ip: true, or bastions have no public address")
+	}
+	switch {
+	case isolate && !seen["ingress_from"]:
+		v.mistake("isolate needs ingress_from: the security groups or networks of the gateways, the only ones that may connect")
+	case !isolate && seen["ingress_from"], !isolate && seen["egress"]:
+		v.mistake("ingress_from and egress need isolate: true; without it, put these rules into security_groups")
+	case isolate && len(f.SecurityGroups) == maxGroups:
+		v.mistake("isolate adds a security group to security_groups, and a task may have %d", maxGroups)
+	}
+	if isolate {
+		f.Isolate = isolation
 	}
 	if f.CPU > 0 && f.Memory > 0 && !fits(f.CPU, f.Memory) {
 		v.mistake("Fargate has no size with cpu %d and memory %d", f.CPU, f.Memory)
 	}
 }
 
-func (v value) spot() bool {
+// oneOf reports whether the value is yes; it must be yes or no.
+func (v value) oneOf(no, yes string) bool {
 	s, _ := v.text()
 	switch s {
-	case "on-demand":
+	case no:
 		return false
-	case "spot":
+	case yes:
 		return true
 	}
-	v.mistake("%q is neither on-demand nor spot", s)
+	v.mistake("%q is neither %s nor %s", s, no, yes)
 	return false
 }
 
-// memories are the least and the most MiB that Fargate offers with so much CPU
-// ("Task size", Amazon ECS Developer Guide). Above 256 it goes in steps.
+// memories are the smallest and largest MiB that Fargate offers by CPU ("Task size",
+// Amazon ECS Developer Guide), and the step between sizes.
 var memories = map[int]struct{ least, most, step int }{
 	256:   {512, 2048, 512},
 	512:   {1024, 4096, 1024},
@@ -210,7 +174,7 @@ func (v value) cpu() int {
 	return n
 }
 
-// peers are security groups and networks.
+// peers reads security groups and networks.
 func (v value) peers() []string {
 	var all []string
 	for _, v := range v.list() {
@@ -231,8 +195,7 @@ func (v value) peers() []string {
 	return all
 }
 
-// parsePeer returns the id of a group or prefix list, or a network as EC2 writes
-// it.
+// parsePeer returns the id of a group or prefix list, or a network in the form of EC2.
 func parsePeer(s string) (string, error) {
 	if groupPattern.MatchString(s) || prefixListPattern.MatchString(s) {
 		return s, nil
@@ -250,8 +213,8 @@ func parsePeer(s string) (string, error) {
 	return net.String(), nil
 }
 
-func (v value) egress() []EgressRule {
-	var all []EgressRule
+func (v value) egress() []fargate.Rule {
+	var all []fargate.Rule
 	for _, v := range v.list() {
 		s, ok := v.text()
 		if !ok {
@@ -270,25 +233,26 @@ func (v value) egress() []EgressRule {
 	return all
 }
 
-// parseEgress reads a rule as [EgressRule] says.
-func parseEgress(s string) (EgressRule, error) {
+// parseEgress reads a rule, which is written "PROTOCOL [PORT[-PORT]] PEER", as in
+// "tcp 443 10.0.0.0/8", "icmp sg-0123abcd" or "all 0.0.0.0/0".
+func parseEgress(s string) (fargate.Rule, error) {
 	bad := fmt.Errorf("%q is not a rule; write it like \"tcp 443 10.0.0.0/8\", \"udp 1000-2000 sg-0123abcd\" or \"all 0.0.0.0/0\"", s)
 	words := strings.Fields(s)
 	if len(words) < 2 {
-		return EgressRule{}, bad
+		return fargate.Rule{}, bad
 	}
 	peer, err := parsePeer(words[len(words)-1])
 	if err != nil {
-		return EgressRule{}, err
+		return fargate.Rule{}, err
 	}
-	r := EgressRule{Protocol: words[0], From: -1, To: -1, Peer: peer}
+	r := fargate.Rule{Protocol: words[0], From: -1, To: -1, Peer: peer}
 	switch words[0] {
 	case "all":
 		r.Protocol = "-1"
 		fallthrough
 	case "icmp":
 		if len(words) != 2 {
-			return EgressRule{}, bad
+			return fargate.Rule{}, bad
 		}
 	case "tcp", "udp":
 		if len(words) == 2 {
@@ -302,11 +266,11 @@ func parseEgress(s string) (EgressRule, error) {
 		from, err1 := strconv.ParseUint(first, 10, 16)
 		to, err2 := strconv.ParseUint(last, 10, 16)
 		if len(words) != 3 || err1 != nil || err2 != nil || from > to {
-			return EgressRule{}, bad
+			return fargate.Rule{}, bad
 		}
-		r.From, r.To = int(from), int(to)
+		r.From, r.To = int32(from), int32(to)
 	default:
-		return EgressRule{}, bad
+		return fargate.Rule{}, bad
 	}
 	return r, nil
 }

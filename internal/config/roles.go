@@ -9,14 +9,13 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
 
-// maxDestinations bounds what the destinations of all roles take together, in
-// bytes: a login may have all of them, and they go into its certificate.
+// maxDestinations limits the total size of the destinations of all roles, in bytes:
+// a login may have all of them, and they are written into its certificate.
 const maxDestinations = 64 << 10
 
-// roles reads what is under the key roles. It is called when everything else has
-// been read.
+// roles reads the value of the key roles. profiles must have been read before.
 func (v value) roles(profiles map[string]Profile) policy.Roles {
-	roles := policy.Roles{} // not nil: who has no role stays out
+	roles := policy.Roles{} // not nil: users without a role are rejected
 	size := 0
 	v.entries(func(name string, v value) {
 		if !validName(name) {
@@ -49,18 +48,18 @@ func (v value) roles(profiles map[string]Profile) policy.Roles {
 			"max_bastions":    func(v value) { r.Limits.Bastions = v.integerOrNone() },
 		})
 		if !seen["users"] && !seen["principals"] {
-			v.mistake(`is nobody's; say whose it is with users or principals, or write users: "*"`)
+			v.mistake(`applies to no user; add users or principals, or write users: "*"`)
 		}
 		if !r.Permit.PortForwarding && (seen["destinations"] || seen["listen"]) {
-			v.mistake("destinations and listen limit port forwarding, which permit does not permit")
+			v.mistake("destinations and listen limit port forwarding, which permit does not include")
 		}
 		if r.RequirePTY && !r.Permit.PTY {
-			v.mistake("require_pty refuses all without a terminal, which permit does not permit; add pty to it")
+			v.mistake("require_pty rejects all sessions without a terminal, and permit does not include pty; add it")
 		}
 		roles = append(roles, r)
 	})
 	if size > maxDestinations {
-		v.mistake("the destinations take %d bytes; at most %d can be told to a bastion. Write fewer, as blocks of addresses or patterns", size, maxDestinations)
+		v.mistake("the destinations take %d bytes; at most %d fit into a certificate. Write fewer, as networks or patterns", size, maxDestinations)
 	}
 	return roles
 }
@@ -96,7 +95,7 @@ func (v value) principals() []string {
 	principals := v.words()
 	for _, p := range principals {
 		if strings.ContainsAny(p, "*?") {
-			v.mistake("%q: principals are no patterns, so it would be nobody's; name each", p)
+			v.mistake("%q: principals are not patterns; name each", p)
 		}
 	}
 	return principals
@@ -118,7 +117,7 @@ func (v value) networks() []netip.Prefix {
 		case err != nil || p.Addr().Is4In6():
 			v.mistake("%q is neither an address nor a network; write it like 10.0.0.0/8", s)
 		case p != p.Masked():
-			v.mistake("%q: the network is %s; an address in the middle of it is usually a slip", s, p.Masked())
+			v.mistake("%q: the network is %s; write that, or a single address", s, p.Masked())
 		}
 		networks = append(networks, p)
 	}
@@ -155,7 +154,7 @@ func (v value) permit() policy.Permit {
 		switch on := words[s]; {
 		case !ok:
 		case on == nil:
-			v.mistake("%q is nothing that can be permitted; there are shell, exec, sftp, pty, port-forwarding, agent-forwarding, X11-forwarding and, alone, none", s)
+			v.mistake("%q cannot be permitted; there are shell, exec, sftp, pty, port-forwarding, agent-forwarding, X11-forwarding and, alone, none", s)
 		default:
 			*on = true
 		}
@@ -163,9 +162,9 @@ func (v value) permit() policy.Permit {
 	return p
 }
 
-// destinations adds what they take in a certificate to size.
+// destinations adds the size that they have in a certificate to size.
 func (v value) destinations(size *int) []policy.Destination {
-	rules := []policy.Destination{} // not nil: none is not no limit
+	rules := []policy.Destination{} // not nil, which would mean no limit
 	if v.is("none") {
 		return rules
 	}

@@ -1,28 +1,29 @@
 package config
 
 import (
-	"crypto/rsa"
 	"errors"
-	"fmt"
 	"net"
-	"os"
+	"net/netip"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 	"unicode/utf8"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport-ssh/sallyport/internal/ecstask"
+	"github.com/sallyport-ssh/sallyport/internal/gateway"
 )
 
 // maxDuration keeps sums of durations far from overflow.
 const maxDuration = 10 * 365 * 24 * time.Hour
 
-// duration reads what Go and sshd both call a duration: 90s, 1h30m, 1d, 2w3d,
-// or a plain number of seconds.
+// duration reads a duration as Go or sshd write it: 90s, 1h30m, 1d, 2w3d, or a
+// number of seconds.
 func (v value) duration(least time.Duration) time.Duration {
 	s, ok := v.text()
 	if !ok {
@@ -39,6 +40,28 @@ func (v value) duration(least time.Duration) time.Duration {
 	case d > maxDuration:
 		v.mistake("%q is too long; the most is 10 years", s)
 		return 0
+	}
+	return d
+}
+
+// durationOrZero reads a duration of at least least, or 0.
+func (v value) durationOrZero(least time.Duration) time.Duration {
+	if s, ok := v.text(); ok {
+		if d, err := parseDuration(s); err == nil && d == 0 {
+			return 0
+		}
+	}
+	return v.duration(least)
+}
+
+// taskProtection reads a duration that ECS accepts for the protection of a task.
+func (v value) taskProtection() time.Duration {
+	if v.is("none") {
+		return 0
+	}
+	d := v.duration(ecstask.Shortest)
+	if d > ecstask.Longest {
+		v.mistake("%v is too long; the most is %v", d, ecstask.Longest)
 	}
 	return d
 }
@@ -89,14 +112,14 @@ func (v value) integerOrNone() int {
 	return v.integer(1, 1_000_000)
 }
 
-// maxStartups reads start:rate:full, or one number, as sshd does. Unquoted it
-// is still text: YAML 1.2 has no numbers to the base of 60.
-func (v value) maxStartups() MaxStartups {
+// maxStartups reads start:rate:full, or one number, as sshd does. Unquoted it is
+// text, because YAML 1.2 has no numbers to the base of 60.
+func (v value) maxStartups() gateway.Startups {
 	s, ok := v.text()
 	if !ok {
-		return MaxStartups{}
+		return gateway.Startups{}
 	}
-	var m MaxStartups
+	var m gateway.Startups
 	parts := strings.Split(s, ":")
 	numbers := make([]int, len(parts))
 	for i, p := range parts {
@@ -109,9 +132,9 @@ func (v value) maxStartups() MaxStartups {
 	}
 	switch len(numbers) {
 	case 1:
-		m = MaxStartups{Start: numbers[0], Rate: 100, Full: numbers[0]}
+		m = gateway.Startups{Start: numbers[0], Rate: 100, Full: numbers[0]}
 	case 3:
-		m = MaxStartups{Start: numbers[0], Rate: numbers[1], Full: numbers[2]}
+		m = gateway.Startups{Start: numbers[0], Rate: numbers[1], Full: numbers[2]}
 	default:
 		v.mistake("%q is not start:rate:full; write it like 10:30:100, or as one number", s)
 		return m
@@ -149,31 +172,107 @@ func (v value) address() string {
 	return s
 }
 
+// reachableAddress reads the host:port at which others connect.
+func (v value) reachableAddress() string {
+	s := v.address()
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return s
+	}
+	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+		v.mistake("%q names no host; write the address at which other gateways reach this one", s)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err == nil && n == 0 {
+		v.mistake("%q names no port; write that of a listener", s)
+	}
+	return s
+}
+
 var (
-	// ciphers are those of package ssh without chacha20; see Defaults.
+	// ciphers, macs and kexes are those that package transport implements.
 	ciphers = []string{ssh.CipherAES128GCM, ssh.CipherAES256GCM, ssh.CipherAES256CTR, ssh.CipherAES192CTR, ssh.CipherAES128CTR}
-	// macs are those of package ssh without SHA-1.
-	macs = []string{ssh.HMACSHA256ETM, ssh.HMACSHA512ETM, ssh.HMACSHA256, ssh.HMACSHA512}
+	macs    = []string{ssh.HMACSHA256ETM, ssh.HMACSHA512ETM, ssh.HMACSHA256, ssh.HMACSHA512}
+	kexes   = []string{
+		ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeCurve25519, "curve25519-sha256@libssh.org",
+		ssh.KeyExchangeECDHP256, ssh.KeyExchangeECDHP384, ssh.KeyExchangeECDHP521, ssh.KeyExchangeDH14SHA256,
+	}
+	// defaultCiphers and defaultKexes are those that package gateway offers to every
+	// client by default.
+	defaultCiphers = ciphers[:2]
+	defaultKexes   = []string{ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeCurve25519}
 )
 
-func (v value) algorithms(kind string, known []string) []string {
+// algorithms reads a YAML list, or a list in the syntax of sshd_config(5): with
+// commas, and +, ^ or - before the first name. essential are the algorithms of the
+// smallest default, of which a list with - must leave one.
+func (v value) algorithms(kind string, known, essential []string) []string {
 	var names []string
-	for _, v := range v.list() {
-		switch name, ok := v.text(); {
-		case !ok:
-		case slices.Contains(names, name):
-			v.mistake("%q is listed twice", name)
-		case !slices.Contains(known, name):
-			v.mistake("%q is not a %s that is offered here; there are %s", name, kind, strings.Join(known, ", "))
-		default:
-			names = append(names, name)
+	op := byte(0)
+	for i, v := range v.list() {
+		text, ok := v.text()
+		if i == 0 && text != "" && strings.IndexByte("+^-", text[0]) >= 0 {
+			op, text = text[0], text[1:]
 		}
+		for _, name := range strings.Split(text, ",") {
+			matches := func(known string) bool {
+				match, err := path.Match(name, known)
+				return known == name || op == '-' && err == nil && match
+			}
+			switch {
+			case !ok:
+			case slices.Contains(names, name):
+				v.mistake("%q is listed twice", name)
+			case !slices.ContainsFunc(known, matches):
+				v.mistake("%q is not a %s that is offered here; there are %s", name, kind, strings.Join(known, ", "))
+			default:
+				names = append(names, name)
+			}
+			essential = slices.DeleteFunc(slices.Clone(essential), func(known string) bool { return op == '-' && matches(known) })
+		}
+	}
+	if len(essential) == 0 {
+		v.mistake("leaves no %s to offer; list the algorithms to offer", kind)
+	}
+	if op != 0 && len(names) > 0 {
+		names[0] = string(op) + names[0]
 	}
 	return names
 }
 
-// versionAddendum reads what may follow "SSH-2.0-OpenSSH_Sallyport ". RFC 4253,
-// section 4.2: printable ASCII, and the whole line at most 255 bytes.
+// maxRekeyBytes is the most that AES may protect with one key (RFC 4344 section
+// 3.2).
+const maxRekeyBytes = 64 << 30
+
+// rekeyLimit reads a number of bytes or "default", and then a duration or "none",
+// which may be left out.
+func (v value) rekeyLimit() (bytes uint64, interval time.Duration) {
+	s, ok := v.text()
+	if !ok {
+		return 0, 0
+	}
+	fields := strings.Fields(s)
+	if len(fields) == 0 || len(fields) > 2 {
+		v.mistake("%q is not a limit for keys; write it like 1G, 1G 1h or default 1h", s)
+		return 0, 0
+	}
+	if fields[0] != "default" {
+		size, ok := parseSize(fields[0])
+		if !ok || size < 16 || size > maxRekeyBytes {
+			v.mistake("%q is not default or a size from 16 bytes to 64G", fields[0])
+		}
+		bytes = uint64(size)
+	}
+	if len(fields) == 2 && fields[1] != "none" {
+		var err error
+		if interval, err = parseDuration(fields[1]); err != nil || interval < time.Second || interval > maxDuration {
+			v.mistake("%q is not none or a duration of at least 1s", fields[1])
+		}
+	}
+	return bytes, interval
+}
+
+// versionAddendum reads the text after "SSH-2.0-OpenSSH_99_Sallyport ": printable
+// ASCII, in a line of at most 255 bytes (RFC 4253, section 4.2).
 func (v value) versionAddendum() string {
 	s, ok := v.text()
 	if !ok {
@@ -188,92 +287,29 @@ func (v value) versionAddendum() string {
 	return s
 }
 
-// banner reads the text that the value is the path of.
+// banner reads the path of a text, and returns the text.
 func (v value) banner() string {
 	if v.is("none") {
 		return ""
 	}
-	p := v.path()
-	if p == "" {
-		return ""
+	p := resolve(v.node).Value
+	var text []byte
+	if IsReference(p) {
+		text, _ = v.secret(p, false)
+	} else {
+		if p = v.path(); p == "" {
+			return ""
+		}
+		// It is sent in one packet, which clients limit to 256 KiB.
+		var err error
+		if text, _, err = readFile(p, 128<<10); err != nil {
+			v.mistake("%s: %v", p, reason(err))
+		}
 	}
-	// It goes out in one packet, of which clients take 256 KiB.
-	text, _, err := readFile(p, 128<<10)
-	switch {
-	case err != nil:
-		v.mistake("%s: %v", p, reason(err))
-	case !utf8.Valid(text): // RFC 4252, section 5.4
+	if !utf8.Valid(text) { // RFC 4252, section 5.4
 		v.mistake("%s: not UTF-8 text", p)
 	}
 	return string(text)
-}
-
-// privateKey reads the private key that the value is the path of, and returns
-// nil if it cannot be used. No mistake repeats anything out of the file.
-func (v value) privateKey() ssh.Signer {
-	p := v.path()
-	if p == "" {
-		return nil
-	}
-	data, info, err := readFile(p, 64<<10)
-	if err != nil {
-		v.mistake("%s: %v", p, reason(err))
-		return nil
-	}
-	if err := checkMode(info); err != nil {
-		v.mistake("%s: %v", p, err)
-		return nil
-	}
-	key, err := parsePrivateKey(data)
-	if err != nil {
-		v.mistake("%s: %v", p, err)
-		return nil
-	}
-	return key
-}
-
-// checkMode is what ssh asks of a private key: nobody but its owner may read
-// it. One that belongs to somebody else may be shared with the gateway by a
-// group, but not with everybody.
-func checkMode(info os.FileInfo) error {
-	forbidden := os.FileMode(0o007)
-	if s, ok := info.Sys().(*syscall.Stat_t); ok && int(s.Uid) == os.Geteuid() {
-		forbidden = 0o077
-	}
-	if mode := info.Mode().Perm(); mode&forbidden != 0 {
-		return fmt.Errorf("mode %04o lets others at a private key; chmod 600 it", mode)
-	}
-	return nil
-}
-
-func parsePrivateKey(data []byte) (ssh.Signer, error) {
-	key, err := ssh.ParsePrivateKey(data)
-	if missing := (*ssh.PassphraseMissingError)(nil); errors.As(err, &missing) {
-		return nil, errors.New("has a passphrase, which nobody is there to type; take it off with ssh-keygen -p")
-	}
-	if err != nil {
-		if _, _, _, _, err := ssh.ParseAuthorizedKey(data); err == nil {
-			return nil, errors.New("is a public key; name the private one, without .pub")
-		}
-		return nil, errors.New("is not a private key in a format that is known")
-	}
-	switch typ := key.PublicKey().Type(); typ {
-	case ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521:
-		return key, nil
-	case ssh.KeyAlgoRSA:
-		public, ok := key.PublicKey().(ssh.CryptoPublicKey).CryptoPublicKey().(*rsa.PublicKey)
-		if !ok || public.N.BitLen() < 2048 || public.N.BitLen() > 8192 {
-			return nil, errors.New("is an RSA key that is not of 2048 to 8192 bits")
-		}
-		algorithms, ok := key.(ssh.AlgorithmSigner)
-		if !ok {
-			return nil, errors.New("cannot sign with SHA-2")
-		}
-		// Without this it would sign with SHA-1 too (RFC 8332).
-		return ssh.NewSignerWithAlgorithms(algorithms, []string{ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256})
-	default:
-		return nil, fmt.Errorf("is a key of type %s; use ed25519, ecdsa or rsa", typ)
-	}
 }
 
 // join makes p absolute.

@@ -1,296 +1,211 @@
-// Package console is what users reach as user+ctl: a few commands that show what
-// the gateway knows of them and end what is theirs, and some more for
-// administrators. docs/console.md describes it for people.
+// Package console serves connections to user+ctl: a few commands with which users see
+// and end their own bastions and connections, and more commands for administrators.
+// docs/console.md describes the commands.
 //
-// Nothing here starts a bastion, costs money, or lets anybody in: the gateway
-// has done that before (see [gateway.Server.Console]). There are sessions,
-// terminals and commands, and no forwarding, subsystems or environment.
+// The console starts no bastion, costs no money and authenticates nobody: the gateway
+// has done that before (see [gateway.Server.Console]). It serves sessions with terminals
+// and commands; it refuses forwarding, subsystems and environment variables.
 //
-// # gliderlabs/ssh
-//
-// Sessions run on the session handler of github.com/gliderlabs/ssh, which knows
-// terminals and their sizes. Its server, which would authenticate, is not used.
-// What that handler does not defend itself against is kept from it, see
-// [narrow].
+// Sessions run on the session handler of github.com/gliderlabs/ssh; see gliderlabs.go.
 package console
 
 import (
 	"context"
 	"log/slog"
-	"net"
-	"runtime/debug"
 	"sync"
 	"time"
 
-	gliderssh "github.com/gliderlabs/ssh"
-	"golang.org/x/crypto/ssh"
-
-	"github.com/sallyport-ssh/sallyport/internal/audit"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/gateway"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/mux"
+	"github.com/sallyport-ssh/sallyport/internal/oplog"
+	"github.com/sallyport-ssh/sallyport/internal/revoked"
+	"github.com/sallyport-ssh/sallyport/internal/sshmsg"
 )
 
-// A Console serves users' consoles. Set the fields, then use [Console.Serve];
-// they may not change afterwards.
+// A Console serves users' consoles. Its fields must be set before [Console.Serve] is
+// called, and must not change afterwards.
 type Console struct {
 	Gateway  Gateway
 	Bastions Bastions
-	// Recent, if not nil, holds the last events of each user.
+	// Recent holds the last events of each user. If it is nil, there is no log
+	// command.
 	Recent *Recent
-	// Audit is told of every command before it is carried out; nil is a log
-	// that keeps nothing.
-	Audit *audit.Log
-	// Roles says which roles somebody has, and whether one of them makes an
-	// administrator. It is asked for each command. If it is nil nobody has
-	// any.
+	// Roles returns the names of a user's roles, and whether one of them makes
+	// the user an administrator. It is called for each command. If it is nil,
+	// nobody has a role.
 	Roles func(identity.Identity) (names []string, admin bool)
-	// Drain begins the end of the gateway, as SIGTERM does, and returns at
-	// once. DrainTime is how long connections may go on then; it is only
-	// told.
-	Drain     func()
-	DrainTime time.Duration
+	// OwnKeys returns the store of the keys that users have added themselves,
+	// or nil if users may not add keys. It may be nil, too.
+	OwnKeys func() Keys
+	// Drain begins to drain the gateway, like SIGTERM, and returns at once. If
+	// it is nil, there is no drain command.
+	Drain func()
 
-	// MaxSessions is how many sessions one connection may have open at once,
-	// and IdleTimeout how long a connection may last in which nobody types or
-	// starts anything. Zero means ten, and 15 minutes.
-	MaxSessions int
+	// Fleet is the gateways that share the ledger, and ID this one's among them. If
+	// Fleet is nil, there is no gateways command, and the others are about this
+	// gateway.
+	Fleet Fleet
+	ID    string
+
+	// Revoked is the users whose access is revoked. If it is nil, there are no
+	// commands about them.
+	Revoked Revoked
+
+	// IdleTimeout is the time after which a connection without input and new
+	// sessions is closed. Zero means 15 minutes.
 	IdleTimeout time.Duration
 
 	Log *slog.Logger
 }
 
-// A Gateway is what lists and ends the connections of this gateway:
-// a [gateway.Server].
+// A Gateway lists and ends the connections of this gateway. It is a [gateway.Server].
 type Gateway interface {
 	Connections() []gateway.Connection
-	Disconnect(why string, end func(gateway.Connection) bool) []gateway.Connection
+	Disconnect(why string, match func(gateway.Connection) bool) []gateway.Connection
+	DrainTime() time.Duration
 }
 
-// Bastions is what knows the bastions: a [bastion.Dialer].
+// Bastions lists and stops bastions. It is a [bastion.Dialer].
 type Bastions interface {
 	Status(ctx context.Context, user string) ([]bastion.Status, error)
 	List(ctx context.Context) ([]bastion.Status, error)
 	Stop(ctx context.Context, owner bastion.Owner, why string) (bastion.Entry, error)
 }
 
+// Revoked revokes users' access, and permits it again. It is a [revoked.List].
+type Revoked interface {
+	Refresh(ctx context.Context) error
+	Entries(now time.Time) []revoked.Entry
+	Revoke(ctx context.Context, e revoked.Entry) error
+	Permit(ctx context.Context, user string) error
+}
+
 const (
 	maxSessionsDefault = 10
-	idleDefault        = 15 * time.Minute
+	idleTimeoutDefault = 15 * time.Minute
 
-	forwardsNothing = "this is the console: it has sessions only, and forwards nothing"
-	idleMessage     = "Nothing was typed for a long time, so this console closes."
+	noForwarding = "this is the console: it has sessions only, and forwards nothing"
+	idleMessage  = "This console was idle for too long and closes."
 )
 
-// Serve serves one connection to the console, until it has ended; see
-// [gateway.Server.Console]. Every goroutine it starts has returned then.
-func (c *Console) Serve(ctx context.Context, conn gateway.ConsoleConn) {
+// Serve serves one connection until it has ended, and returns the reason for the end.
+// Every goroutine it starts has returned then. See [gateway.Server.Console].
+func (c *Console) Serve(ctx context.Context, client gateway.ConsoleConn) error {
 	ctx, cancel := context.WithCancel(ctx)
-	v := &visit{Console: c, ConsoleConn: conn, ctx: ctx, terminals: make(map[*session]struct{})}
-	v.log = c.Log.With("conn", conn.Identity.ConnID, "user", conn.Identity.User)
-	v.idle = time.AfterFunc(v.idleTimeout(), v.expire)
-	defer v.idle.Stop()
+	conn := &connection{console: c, client: client, ctx: ctx, terminals: make(map[*session]struct{})}
+	conn.log = c.Log.With("conn", client.Identity.ConnID, "user", client.Identity.User)
+	conn.idle = time.AfterFunc(conn.idleTimeout(), conn.expire)
+	defer conn.idle.Stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	defer conn.Close() // should this panic
-	wg.Go(func() { ssh.DiscardRequests(conn.Reqs) })
-	wg.Go(v.passNotices)
+	defer client.Conn.Close() // in case of a panic
+	wg.Go(conn.showNotices)
 
-	open := make(chan struct{}, v.maxSessions())
-	for nc := range conn.Chans {
-		if nc.ChannelType() != "session" {
-			nc.Reject(ssh.Prohibited, forwardsNothing)
-			continue
+	slots := make(chan struct{}, conn.maxSessions())
+	return mux.New(client.Conn, conn.maxSessions()).Serve(refuseRequest, func(nc *mux.NewChannel) {
+		if nc.Type != sshmsg.TypeSession {
+			nc.Reject(sshmsg.Prohibited, noForwarding)
+			return
 		}
 		select {
-		case open <- struct{}{}:
+		case slots <- struct{}{}:
 		default:
-			nc.Reject(ssh.ResourceShortage, "too many sessions are open on this connection")
-			continue
+			nc.Reject(sshmsg.ResourceShortage, "too many sessions are open on this connection")
+			return
 		}
-		v.touch()
+		conn.resetIdle()
 		wg.Go(func() {
-			defer func() { <-open }()
-			v.serve(nc)
+			defer func() { <-slots }()
+			conn.serveSession(nc)
 		})
-	}
+	})
 }
 
-// A visit is one connection.
-type visit struct {
-	*Console
-	gateway.ConsoleConn
-	ctx  context.Context // ends with it
-	log  *slog.Logger
-	idle *time.Timer
+// refuseRequest answers a global request with REQUEST_FAILURE. So does sshd for
+// keepalives.
+func refuseRequest(req *mux.Request) { req.Reply(false, nil) }
+
+// A connection is one client's connection to the console.
+type connection struct {
+	console *Console
+	client  gateway.ConsoleConn
+	ctx     context.Context // ends with the connection
+	log     *slog.Logger
+	idle    *time.Timer // calls expire
 
 	mu        sync.Mutex
-	terminals map[*session]struct{} // the sessions that have one
+	terminals map[*session]struct{} // sessions with a terminal
 }
 
-func (v *visit) maxSessions() int {
-	if v.MaxSessions == 0 {
+func (c *connection) maxSessions() int {
+	if c.client.MaxSessions == 0 {
 		return maxSessionsDefault
 	}
-	return v.MaxSessions
+	return c.client.MaxSessions
 }
 
-func (v *visit) idleTimeout() time.Duration {
-	if v.IdleTimeout == 0 {
-		return idleDefault
+func (c *connection) idleTimeout() time.Duration {
+	if c.console.IdleTimeout == 0 {
+		return idleTimeoutDefault
 	}
-	return v.IdleTimeout
+	return c.console.IdleTimeout
 }
 
-// touch notes that somebody does something.
-func (v *visit) touch() { v.idle.Reset(v.idleTimeout()) }
+// resetIdle restarts the idle timeout.
+func (c *connection) resetIdle() { c.idle.Reset(c.idleTimeout()) }
 
-// expire ends a connection on which nobody does anything.
-func (v *visit) expire() {
-	v.log.Info("console is idle", "for", v.idleTimeout().String())
-	told := make(chan struct{})
+// expire closes an idle connection.
+func (c *connection) expire() {
+	c.log.Info("console is idle", "for", c.idleTimeout().String())
+	shown := make(chan struct{})
 	go func() { // ends with the connection, at the latest
-		defer close(told)
-		defer v.recover("notice")
-		v.tell(idleMessage)
+		defer close(shown)
+		defer c.closeOnPanic("notice")
+		c.showLine(idleMessage)
 	}()
 	select {
-	case <-told:
+	case <-shown:
 	case <-time.After(time.Second):
 	}
-	v.Close()
+	c.client.Conn.Close()
 }
 
-// passNotices shows what the gateway has to say, until the connection ends.
-func (v *visit) passNotices() {
-	defer v.recover("notices")
+// showNotices shows the gateway's notices until the connection ends.
+func (c *connection) showNotices() {
+	defer c.closeOnPanic("notices")
 	for {
 		select {
-		case line := <-v.Notices:
-			v.tell(line)
-		case <-v.ctx.Done():
+		case line := <-c.client.Notices:
+			c.showLine(line)
+		case <-c.ctx.Done():
 			return
 		}
 	}
 }
 
-// tell writes a line to every terminal.
-func (v *visit) tell(line string) {
-	v.mu.Lock()
+// showLine writes a line to every terminal of the connection.
+func (c *connection) showLine(line string) {
+	c.mu.Lock()
 	var all []*session
-	for s := range v.terminals {
+	for s := range c.terminals {
 		all = append(all, s)
 	}
-	v.mu.Unlock()
+	c.mu.Unlock()
 	for _, s := range all {
 		s.terminal.Write([]byte("\n" + line + "\n"))
 	}
 }
 
-// recover keeps a panic to the connection that it happens on.
-func (v *visit) recover(where string) {
+// closeOnPanic is deferred. It turns a panic into the end of this connection, so that
+// the others of the process go on.
+func (c *connection) closeOnPanic(where string) {
 	if p := recover(); p != nil {
-		v.log.Error("panic", "in", "console "+where, "panic", p, "stack", string(debug.Stack()))
-		v.Close()
-	}
-}
-
-// serve serves one session until its channel is closed.
-func (v *visit) serve(nc ssh.NewChannel) {
-	defer v.recover("session")
-	s := &session{visit: v}
-	server := &gliderssh.Server{Handler: s.run, SessionRequestCallback: s.begin}
-	gliderssh.DefaultSessionHandler(server, v.ServerConn, &narrow{NewChannel: nc, visit: v}, &sshContext{Context: v.ctx, conn: v.ServerConn})
-	s.running.Wait()
-}
-
-// A narrow channel lets those requests through that a console has a use for, if
-// they are well formed. The handler that gets them
-//
-//   - panics on some malformed pty-req, and takes a malformed exec for a shell,
-//   - keeps all variables of the environment it is sent, however many,
-//   - grants agent forwarding,
-//   - waits for ever on a window-change that comes before the shell does.
-type narrow struct {
-	ssh.NewChannel
-	*visit
-}
-
-// Accept implements [ssh.NewChannel].
-func (n *narrow) Accept() (ssh.Channel, <-chan *ssh.Request, error) {
-	ch, in, err := n.NewChannel.Accept()
-	if err != nil {
-		return nil, nil, err
-	}
-	out := make(chan *ssh.Request)
-	go func() { // ends with the channel; the handler reads until then
-		defer close(out)
-		defer n.recover("request")
-		started := false
-		for req := range in {
-			if !n.passes(req, &started) {
-				req.Reply(false, nil)
-				continue
-			}
-			select {
-			case out <- req:
-			case <-n.ctx.Done(): // the handler may have panicked
-				req.Reply(false, nil)
-			}
+		oplog.Panic(c.log, "console "+where, p)
+		if c.client.Conn != nil { // else it is a Caller's
+			c.client.Conn.Close()
 		}
-	}()
-	return ch, out, nil
-}
-
-func (n *narrow) passes(req *ssh.Request, started *bool) bool {
-	switch req.Type {
-	case "pty-req": // RFC 4254, section 6.2
-		var pty struct {
-			Term                         string
-			Columns, Rows, Width, Height uint32
-			Modes                        string
-		}
-		return !*started && n.Identity.Permissions.PTY && ssh.Unmarshal(req.Payload, &pty) == nil
-	case "shell": // section 6.5
-		first := !*started
-		*started = true
-		return first
-	case "exec":
-		var command struct{ Value string }
-		if *started || ssh.Unmarshal(req.Payload, &command) != nil {
-			return false
-		}
-		*started = true
-		return true
-	case "window-change":
-		return *started
 	}
-	return false
-}
-
-// An sshContext is what the session handler wants to know of a connection. It
-// decides nothing by it.
-type sshContext struct {
-	context.Context
-	sync.Mutex
-	conn *ssh.ServerConn
-}
-
-func (c *sshContext) Value(key any) any {
-	if key == gliderssh.ContextKeyPermissions {
-		return c.Permissions()
-	}
-	return c.Context.Value(key)
-}
-
-func (c *sshContext) SetValue(any, any)     {}
-func (c *sshContext) User() string          { return c.conn.User() }
-func (c *sshContext) SessionID() string     { return string(c.conn.SessionID()) }
-func (c *sshContext) ClientVersion() string { return string(c.conn.ClientVersion()) }
-func (c *sshContext) ServerVersion() string { return string(c.conn.ServerVersion()) }
-func (c *sshContext) RemoteAddr() net.Addr  { return c.conn.RemoteAddr() }
-func (c *sshContext) LocalAddr() net.Addr   { return c.conn.LocalAddr() }
-func (c *sshContext) Permissions() *gliderssh.Permissions {
-	return &gliderssh.Permissions{Permissions: &ssh.Permissions{}}
 }

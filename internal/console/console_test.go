@@ -3,14 +3,13 @@ package console
 import (
 	"bytes"
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -24,12 +23,13 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/gateway"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/revoked"
 	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
-// A world is a gateway in memory with a console, whose administrator is root.
-// Any key lets anybody in. It implements Bastions.
-type world struct {
+// A testConsole is a gateway in memory with a console. The user root is an
+// administrator, and any key is accepted. It implements Bastions.
+type testConsole struct {
 	t       testing.TB
 	console *Console
 	server  *gateway.Server
@@ -45,57 +45,49 @@ type world struct {
 	servers sync.WaitGroup
 }
 
-func newKey(t testing.TB) ssh.Signer {
-	t.Helper()
-	_, priv, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := ssh.NewSignerFromSigner(priv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
-func newWorld(t testing.TB) *world {
-	w := &world{t: t, key: newKey(t), perms: identity.AllowAll()}
-	log := slog.New(slog.NewTextHandler(&w.log, nil))
-	w.server = &gateway.Server{
-		HostKeys: []ssh.Signer{newKey(t)},
-		Authorize: func(string, ssh.PublicKey, netip.Addr, time.Time) (auth.Grant, error) {
-			return auth.Grant{Permissions: w.perms}, nil
-		},
-		Dial: w.dial,
+func newTestConsole(t testing.TB) *testConsole {
+	tc := &testConsole{t: t, key: sshtest.NewKey(t), perms: identity.AllowAll()}
+	log := slog.New(slog.NewTextHandler(&tc.log, nil))
+	tc.server = &gateway.Server{
+		Settings: gateway.Settings{Options: gateway.Options{HostKeys: []ssh.Signer{sshtest.NewKey(t)}}, Authorize: func(string, ssh.PublicKey, netip.Addr, time.Time) (auth.Grant, error) {
+			return auth.Grant{Permissions: tc.perms}, nil
+		}},
+		Dial: tc.dial,
 		Log:  log,
 	}
-	w.console = &Console{
-		Gateway: w.server, Bastions: w, Recent: &Recent{}, Log: log,
+	tc.console = &Console{
+		Gateway: tc.server, Bastions: tc, Recent: &Recent{}, Log: log,
 		Roles: func(id identity.Identity) ([]string, bool) {
 			return []string{"of-" + id.User}, id.User == "root"
 		},
-		Drain:     func() { w.mu.Lock(); defer w.mu.Unlock(); w.drained = true },
-		DrainTime: time.Minute,
+		Drain: func() { tc.mu.Lock(); defer tc.mu.Unlock(); tc.drained = true },
 	}
-	w.server.Console = w.console.Serve
-	return w
+	tc.revokedIn(revoked.Folder(filepath.Join(t.TempDir(), "revoked")))
+	tc.server.Drain, tc.server.Console = time.Minute, tc.console.Serve
+	return tc
 }
 
-// dial is a bastion in which every command runs for ever.
-func (w *world) dial(_ context.Context, id identity.Identity, _ func(bool)) (*bastion.Conn, error) {
+// revokedIn has revoked users stored there.
+func (tc *testConsole) revokedIn(store revoked.Store) {
+	list := &revoked.List{Store: store, Log: tc.console.Log}
+	tc.console.Revoked, tc.server.Revoked = list, list.Check
+}
+
+// dial connects to a bastion in which every command runs for ever.
+func (tc *testConsole) dial(_ context.Context, id identity.Identity, _ func(bool)) (*bastion.Conn, error) {
 	near, far := sshtest.Pipe()
-	w.servers.Go(func() {
+	tc.servers.Go(func() {
 		cfg := &ssh.ServerConfig{NoClientAuth: true}
-		cfg.AddHostKey(w.key)
+		cfg.AddHostKey(tc.key)
 		conn, chans, reqs, err := ssh.NewServerConn(far, cfg)
 		if err != nil {
 			return
 		}
 		defer conn.Close()
-		w.servers.Go(func() { ssh.DiscardRequests(reqs) })
+		tc.servers.Go(func() { ssh.DiscardRequests(reqs) })
 		for nc := range chans {
 			if ch, reqs, err := nc.Accept(); err == nil {
-				w.servers.Go(func() {
+				tc.servers.Go(func() {
 					for req := range reqs {
 						req.Reply(true, nil)
 					}
@@ -104,29 +96,29 @@ func (w *world) dial(_ context.Context, id identity.Identity, _ func(bool)) (*ba
 			}
 		}
 	})
-	conn, chans, reqs, err := ssh.NewClientConn(near, "bastion", &ssh.ClientConfig{HostKeyCallback: ssh.InsecureIgnoreHostKey()})
+	conn, err := sshtest.Connect(near, "bastion")
 	if err != nil {
 		return nil, err
 	}
 	owner := bastion.Owner{User: id.User, Profile: id.Profile}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !slices.ContainsFunc(w.running, func(s bastion.Status) bool { return s.Owner == owner }) {
-		w.running = append(w.running, bastion.Status{
+	tc.mu.Lock()
+	defer tc.mu.Unlock()
+	if !slices.ContainsFunc(tc.running, func(s bastion.Status) bool { return s.Owner == owner }) {
+		tc.running = append(tc.running, bastion.Status{
 			Owner: owner, Idle: 15 * time.Minute, MaxLife: 12 * time.Hour,
 			Entry: bastion.Entry{State: bastion.Running, Generation: 7, Since: time.Now(), Task: bastion.Task{ID: "task/of/" + id.User, Generation: 7}},
 		})
 	}
-	return &bastion.Conn{Conn: conn, Chans: chans, Reqs: reqs, Owner: owner, Task: bastion.Task{ID: "task/of/" + id.User, Generation: 7}}, nil
+	return &bastion.Conn{Conn: conn, Owner: owner, Task: bastion.Task{ID: "task/of/" + id.User, Generation: 7}}, nil
 }
 
-func (w *world) Status(_ context.Context, user string) ([]bastion.Status, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+func (tc *testConsole) Status(_ context.Context, user string) ([]bastion.Status, error) {
+	tc.mu.Lock()
+	defer tc.mu.Unlock()
 	var all []bastion.Status
 	for _, profile := range []string{"big", "default"} {
 		s := bastion.Status{Owner: bastion.Owner{User: user, Profile: profile}}
-		for _, r := range w.running {
+		for _, r := range tc.running {
 			if r.Owner == s.Owner {
 				s = r
 			}
@@ -136,46 +128,46 @@ func (w *world) Status(_ context.Context, user string) ([]bastion.Status, error)
 	return all, nil
 }
 
-func (w *world) List(context.Context) ([]bastion.Status, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return slices.Clone(w.running), nil
+func (tc *testConsole) List(context.Context) ([]bastion.Status, error) {
+	tc.mu.Lock()
+	defer tc.mu.Unlock()
+	return slices.Clone(tc.running), nil
 }
 
-func (w *world) Stop(_ context.Context, owner bastion.Owner, why string) (bastion.Entry, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.stopErr != nil {
-		return bastion.Entry{}, w.stopErr
+func (tc *testConsole) Stop(_ context.Context, owner bastion.Owner, why string) (bastion.Entry, error) {
+	tc.mu.Lock()
+	defer tc.mu.Unlock()
+	if tc.stopErr != nil {
+		return bastion.Entry{}, tc.stopErr
 	}
-	w.stopped = append(w.stopped, owner.String()+" "+why)
-	w.running = slices.DeleteFunc(w.running, func(s bastion.Status) bool { return s.Owner == owner })
+	tc.stopped = append(tc.stopped, owner.String()+" "+why)
+	tc.running = slices.DeleteFunc(tc.running, func(s bastion.Status) bool { return s.Owner == owner })
 	return bastion.Entry{}, nil
 }
 
-// connect logs in as the user, with the version that her client claims to have.
-func (w *world) connect(user, version string) *ssh.Client {
-	w.t.Helper()
+// connect logs in as the user, with the given client version.
+func (tc *testConsole) connect(user, version string) *ssh.Client {
+	tc.t.Helper()
 	near, far := sshtest.Pipe()
-	w.servers.Go(func() { w.server.ServeConn(w.t.Context(), far) })
+	tc.servers.Go(func() { tc.server.ServeConn(tc.t.Context(), far) })
 	conn, chans, reqs, err := ssh.NewClientConn(near, "gateway", &ssh.ClientConfig{
-		User: user, Auth: []ssh.AuthMethod{ssh.PublicKeys(w.key)}, ClientVersion: version, HostKeyCallback: ssh.InsecureIgnoreHostKey(),
+		User: user, Auth: []ssh.AuthMethod{ssh.PublicKeys(tc.key)}, ClientVersion: version, HostKeyCallback: ssh.InsecureIgnoreHostKey(),
 	})
 	if err != nil {
-		w.t.Fatal(err)
+		tc.t.Fatal(err)
 	}
 	time.Sleep(time.Second)
 	return ssh.NewClient(conn, chans, reqs)
 }
 
 // run runs one command line in the user's console.
-func (w *world) run(user, line string) (stdout, stderr string, status int) {
-	w.t.Helper()
-	c := w.connect(user+"+ctl", "SSH-2.0-test")
+func (tc *testConsole) run(user, line string) (stdout, stderr string, status int) {
+	tc.t.Helper()
+	c := tc.connect(user+"+ctl", "SSH-2.0-test")
 	defer c.Close()
 	s, err := c.NewSession()
 	if err != nil {
-		w.t.Fatal(err)
+		tc.t.Fatal(err)
 	}
 	var out, errs strings.Builder
 	s.Stdout, s.Stderr = &out, &errs
@@ -185,23 +177,22 @@ func (w *world) run(user, line string) (stdout, stderr string, status int) {
 	case errors.As(err, &exit):
 		status = exit.ExitStatus()
 	case err != nil:
-		w.t.Fatalf("%s: %v", line, err)
+		tc.t.Fatalf("%s: %v", line, err)
 	}
 	return out.String(), errs.String(), status
 }
 
-// work starts a command in a bastion; what it says at its end arrives in the
-// channel.
-func (w *world) work(user string) (*ssh.Client, <-chan string) {
-	w.t.Helper()
-	c := w.connect(user, "SSH-2.0-evil")
+// work starts a command in a bastion. The channel gets its standard error at its end.
+func (tc *testConsole) work(user string) (*ssh.Client, <-chan string) {
+	tc.t.Helper()
+	c := tc.connect(user, "SSH-2.0-evil")
 	s, err := c.NewSession()
 	if err != nil {
-		w.t.Fatal(err)
+		tc.t.Fatal(err)
 	}
 	stderr, _ := s.StderrPipe()
 	if err := s.Start("printf '\x1b[2J'"); err != nil {
-		w.t.Fatal(err)
+		tc.t.Fatal(err)
 	}
 	said := make(chan string, 1)
 	go func() {
@@ -211,26 +202,26 @@ func (w *world) work(user string) (*ssh.Client, <-chan string) {
 	return c, said
 }
 
-func bubble(t *testing.T, f func(t *testing.T, w *world)) {
+func bubble(t *testing.T, f func(t *testing.T, tc *testConsole)) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		f(t, w)
-		w.servers.Wait()
+		tc := newTestConsole(t)
+		f(t, tc)
+		tc.servers.Wait()
 	})
 }
 
-// TestCommands asks for everything, as somebody and as an administrator, with
-// two people at work.
+// TestCommands runs all commands, as users and as an administrator, while two users are
+// connected to bastions.
 func TestCommands(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		alice, _ := w.work("alice")
+	bubble(t, func(t *testing.T, tc *testConsole) {
+		alice, _ := tc.work("alice")
 		defer alice.Close()
-		bob, _ := w.work("bob+big")
+		bob, _ := tc.work("bob+big")
 		defer bob.Close()
 		tests := []struct {
 			user, line string
 			status     int
-			out, err   string // parts of it
+			out, err   string // substrings
 		}{
 			{"alice", "status", 0, "default  running", ""},
 			{"carol", "status", 0, "No bastion of yours is running", ""},
@@ -245,9 +236,11 @@ func TestCommands(t *testing.T) {
 			{"root", "whoami", 0, "administrator", ""},
 			{"root", "whoami --json", 0, `"roles":["of-root"],"admin":true,"pty":true`, ""},
 			{"root", "whoami --json", 0, `"permit_open":[],"permit_listen":[],"shell":true,`, ""},
-			{"alice", "help", 0, "end your bastion", ""},
+			{"alice", "help", 0, "stop your bastion", ""},
 			{"alice", "help --json", 0, `{"command":"status","usage":"","help":"your bastions","admin":false}`, ""},
 			{"root", "help", 0, "For administrators:", ""},
+			{"alice", "gateways", 1, "", "for administrators"},
+			{"root", "gateways", 1, "", "shares its ledger with no other gateway"},
 			{"alice", "log", 0, "TIME (UTC)", ""},
 			{"alice", "log --json", 0, "[]\n", ""},
 			{"alice", "", 2, "", "no command"},
@@ -276,132 +269,132 @@ func TestCommands(t *testing.T) {
 			{"root", "users --json", 0, `[{"user":"alice","connections":[{"id":`, ""},
 		}
 		for _, tt := range tests {
-			out, errs, status := w.run(tt.user, tt.line)
+			out, errs, status := tc.run(tt.user, tt.line)
 			if status != tt.status || !strings.Contains(out, tt.out) || !strings.Contains(errs, tt.err) || (errs != "") != (status != 0) {
 				t.Errorf("%s: %s: status %d, want %d\nstdout %q\n  want %q\nstderr %q\n  want %q", tt.user, tt.line, status, tt.status, out, tt.out, errs, tt.err)
 			}
 			if strings.ContainsAny(out+errs, "\x1b\x07\r") {
-				t.Errorf("%s: %s: a terminal would obey %q", tt.user, tt.line, out+errs)
+				t.Errorf("%s: %s: control characters in %q", tt.user, tt.line, out+errs)
 			}
 			if strings.Contains(tt.line, "--json") && status == 0 && !json.Valid([]byte(out)) {
 				t.Errorf("%s: not JSON: %s", tt.line, out)
 			}
 		}
-		// What others run is nobody's business.
-		if out, _, _ := w.run("root", "users --json"); strings.Contains(out, "printf") {
+		// Administrators do not see the commands of others.
+		if out, _, _ := tc.run("root", "users --json"); strings.Contains(out, "printf") {
 			t.Errorf("an administrator sees %s", out)
 		}
-		if w.drained || len(w.stopped) > 0 {
-			t.Errorf("drained %v, stopped %v", w.drained, w.stopped)
+		if tc.drained || len(tc.stopped) > 0 {
+			t.Errorf("drained %v, stopped %v", tc.drained, tc.stopped)
 		}
 	})
 }
 
-// TestStop ends bastions while somebody is in them.
+// TestStop stops bastions with connections.
 func TestStop(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		_, alice := w.work("alice")
-		_, bob := w.work("bob+big")
-		if out, errs, status := w.run("alice", "stop --yes"); status != 0 || out != "Your bastion of profile default is stopped.\n" {
+	bubble(t, func(t *testing.T, tc *testConsole) {
+		_, alice := tc.work("alice")
+		_, bob := tc.work("bob+big")
+		if out, errs, status := tc.run("alice", "stop --yes"); status != 0 || out != "Your bastion of profile default is stopped.\n" {
 			t.Errorf("status %d, %q, %q", status, out, errs)
 		}
 		if said := <-alice; !strings.Contains(said, "stopped from your console") {
-			t.Errorf("alice was told %q", said)
+			t.Errorf("alice's session read %q", said)
 		}
-		if out, errs, status := w.run("root", "stop bob --yes --json"); status != 0 || out != `{"user":"bob","profile":"big","connections":1}`+"\n" {
+		if out, errs, status := tc.run("root", "stop bob --yes --json"); status != 0 || out != `{"user":"bob","profile":"big","connections":1}`+"\n" {
 			t.Errorf("status %d, %q, %q", status, out, errs)
 		}
 		if said := <-bob; !strings.Contains(said, "stopped by an administrator") {
-			t.Errorf("bob was told %q", said)
+			t.Errorf("bob's session read %q", said)
 		}
-		if want := []string{"alice+default by alice on the console", "bob+big by root on the console"}; !slices.Equal(w.stopped, want) {
-			t.Errorf("stopped %q", w.stopped)
+		if want := []string{"alice+default by alice on the console", "bob+big by root on the console"}; !slices.Equal(tc.stopped, want) {
+			t.Errorf("stopped %q", tc.stopped)
 		}
 
-		one, _ := w.work("carol")
-		two, _ := w.work("carol+big")
+		one, _ := tc.work("carol")
+		two, _ := tc.work("carol+big")
 		defer one.Close()
 		defer two.Close()
-		if _, errs, status := w.run("carol", "stop --yes"); status != 2 || !strings.Contains(errs, "big, default") {
-			t.Errorf("with two of them: status %d, %q", status, errs)
+		if _, errs, status := tc.run("carol", "stop --yes"); status != 2 || !strings.Contains(errs, "big, default") {
+			t.Errorf("with two bastions: status %d, %q", status, errs)
 		}
-		w.stopErr = bastion.ErrStarting
-		if _, errs, status := w.run("carol", "stop big --yes"); status != 1 || !strings.Contains(errs, "try again") {
-			t.Errorf("while it starts: status %d, %q", status, errs)
+		tc.stopErr = bastion.ErrStarting
+		if _, errs, status := tc.run("carol", "stop big --yes"); status != 1 || !strings.Contains(errs, "Try again") {
+			t.Errorf("while the bastion starts: status %d, %q", status, errs)
 		}
-		w.stopErr = errors.New("arn:aws:ecs")
-		if _, errs, status := w.run("carol", "stop +default --yes"); status != 1 || strings.Contains(errs, "arn:") {
+		tc.stopErr = errors.New("arn:aws:ecs")
+		if _, errs, status := tc.run("carol", "stop +default --yes"); status != 1 || strings.Contains(errs, "arn:") {
 			t.Errorf("own profile with a plus: status %d, %q", status, errs)
 		}
-		_, errs, status := w.run("carol", "stop default --yes")
-		if status != 1 || strings.Contains(errs, "arn:") || !strings.Contains(errs, "Reference: ") || !strings.Contains(w.log.String(), "arn:aws:ecs") {
-			t.Errorf("status %d, %q\n%s", status, errs, w.log.String())
+		_, errs, status := tc.run("carol", "stop default --yes")
+		if status != 1 || strings.Contains(errs, "arn:") || !strings.Contains(errs, "Reference: ") || !strings.Contains(tc.log.String(), "arn:aws:ecs") {
+			t.Errorf("status %d, %q\n%s", status, errs, tc.log.String())
 		}
 	})
 }
 
 func TestKick(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		_, first := w.work("alice")
-		_, second := w.work("alice")
-		bob, _ := w.work("bob")
+	bubble(t, func(t *testing.T, tc *testConsole) {
+		_, first := tc.work("alice")
+		_, second := tc.work("alice")
+		bob, _ := tc.work("bob")
 		defer bob.Close()
-		id := w.server.Connections()[1].ID()
-		if out, errs, status := w.run("root", "kick "+id+" --yes"); status != 0 || out != "1 connection ended.\n" {
+		id := tc.server.Connections()[1].ID()
+		if out, errs, status := tc.run("root", "kick "+id+" --yes"); status != 0 || out != "1 connection ended.\n" {
 			t.Errorf("status %d, %q, %q", status, out, errs)
 		}
 		if said := <-second; !strings.Contains(said, "An administrator has ended this connection") {
-			t.Errorf("she was told %q", said)
+			t.Errorf("the session read %q", said)
 		}
-		if out, errs, status := w.run("root", "kick alice --yes --json"); status != 0 || !strings.HasPrefix(out, `{"ended":["`) {
+		if out, errs, status := tc.run("root", "kick alice --yes --json"); status != 0 || !strings.HasPrefix(out, `{"ended":["`) {
 			t.Errorf("status %d, %q, %q", status, out, errs)
 		}
 		<-first
-		// Not the connection that asks for it.
-		if _, errs, status := w.run("root", "kick root --yes"); status != 1 {
+		// The connection of the command itself is left out.
+		if _, errs, status := tc.run("root", "kick root --yes"); status != 1 {
 			t.Errorf("status %d, %q", status, errs)
 		}
 		time.Sleep(time.Minute)
-		if all := w.server.Connections(); len(all) != 1 || all[0].Identity.User != "bob" {
-			t.Errorf("left are %+v", all)
+		if all := tc.server.Connections(); len(all) != 1 || all[0].Identity.User != "bob" {
+			t.Errorf("remaining connections: %+v", all)
 		}
 	})
 }
 
 func TestDrain(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		alice, _ := w.work("alice")
+	bubble(t, func(t *testing.T, tc *testConsole) {
+		alice, _ := tc.work("alice")
 		defer alice.Close()
-		if out, errs, status := w.run("root", "drain --yes --json"); status != 0 || out != `{"connections":1,"drain_seconds":60}`+"\n" {
+		if out, errs, status := tc.run("root", "drain --yes --json"); status != 0 || out != `{"connections":1,"drain_seconds":60}`+"\n" {
 			t.Errorf("status %d, %q, %q", status, out, errs)
 		}
-		if !w.drained {
-			t.Error("nothing happened")
+		if !tc.drained {
+			t.Error("Drain was not called")
 		}
 	})
 }
 
 // terminal opens a prompt on a terminal.
-func (w *world) terminal(c *ssh.Client) (s *ssh.Session, in io.WriteCloser, out func() string) {
-	w.t.Helper()
+func (tc *testConsole) terminal(c *ssh.Client) (s *ssh.Session, in io.WriteCloser, out func() string) {
+	tc.t.Helper()
 	s, err := c.NewSession()
 	if err != nil {
-		w.t.Fatal(err)
+		tc.t.Fatal(err)
 	}
 	in, _ = s.StdinPipe()
 	shown := &screen{}
 	s.Stdout = shown
 	if err := s.RequestPty("xterm", 24, 80, nil); err != nil {
-		w.t.Fatal(err)
+		tc.t.Fatal(err)
 	}
 	if err := s.Shell(); err != nil {
-		w.t.Fatal(err)
+		tc.t.Fatal(err)
 	}
 	synctest.Wait()
 	return s, in, shown.String
 }
 
-// A screen keeps what is written to it.
+// A screen keeps its input.
 type screen struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -419,12 +412,11 @@ func (s *screen) String() string {
 	return s.text.String()
 }
 
-// TestIdle: a prompt at which nobody types ends, and one at which somebody does
-// lives on.
+// TestIdle: a prompt without input ends after the idle timeout, and input restarts it.
 func TestIdle(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		c := w.connect("alice+ctl", "SSH-2.0-test")
-		s, in, shown := w.terminal(c)
+	bubble(t, func(t *testing.T, tc *testConsole) {
+		c := tc.connect("alice+ctl", "SSH-2.0-test")
+		s, in, shown := tc.terminal(c)
 		for range 3 {
 			time.Sleep(14 * time.Minute)
 			io.WriteString(in, "whoami\r")
@@ -438,7 +430,7 @@ func TestIdle(t *testing.T) {
 			t.Errorf("answered %d times", n)
 		}
 		// So does a connection without sessions.
-		c = w.connect("alice+ctl", "SSH-2.0-test")
+		c = tc.connect("alice+ctl", "SSH-2.0-test")
 		began = time.Now()
 		c.Wait()
 		if took := time.Since(began); took > 15*time.Minute {
@@ -448,28 +440,28 @@ func TestIdle(t *testing.T) {
 }
 
 func TestMaxSessions(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		w.console.MaxSessions = 2
-		c := w.connect("alice+ctl", "SSH-2.0-test")
+	bubble(t, func(t *testing.T, tc *testConsole) {
+		tc.server.MaxSessions = 2
+		c := tc.connect("alice+ctl", "SSH-2.0-test")
 		defer c.Close()
-		first, _, _ := w.terminal(c)
-		w.terminal(c)
+		first, _, _ := tc.terminal(c)
+		tc.terminal(c)
 		var refused *ssh.OpenChannelError
 		if _, err := c.NewSession(); !errors.As(err, &refused) || refused.Reason != ssh.ResourceShortage {
 			t.Errorf("a third session: %v", err)
 		}
 		first.Close()
 		synctest.Wait()
-		s, _, _ := w.terminal(c)
+		s, _, _ := tc.terminal(c)
 		s.Close()
 	})
 }
 
-// TestRefusals wants everything refused that a console has no use for, whatever
-// is in it, and the session to work all the same.
+// TestRefusals: channels and requests that the console does not need are refused, with any
+// payload, and the session works nevertheless.
 func TestRefusals(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		c := w.connect("alice+ctl", "SSH-2.0-test")
+	bubble(t, func(t *testing.T, tc *testConsole) {
+		c := tc.connect("alice+ctl", "SSH-2.0-test")
 		defer c.Close()
 		for _, kind := range []string{"direct-tcpip", "direct-streamlocal@openssh.com", "tun@openssh.com", "x11", "auth-agent@openssh.com"} {
 			if _, _, err := c.OpenChannel(kind, nil); err == nil {
@@ -528,24 +520,24 @@ func TestRefusals(t *testing.T) {
 		if got := <-exit; got != "[0 0 0 0]" {
 			t.Errorf("status %s", got)
 		}
-		if strings.Contains(w.log.String(), "panic") {
-			t.Error(w.log.String())
+		if strings.Contains(tc.log.String(), "panic") {
+			t.Error(tc.log.String())
 		}
 	})
 }
 
-// TestPanic: a panic ends the connection that it happens on, and no other.
+// TestPanic: a panic ends only its own connection.
 func TestPanic(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		w.console.Roles = func(id identity.Identity) ([]string, bool) {
+	bubble(t, func(t *testing.T, tc *testConsole) {
+		tc.console.Roles = func(id identity.Identity) ([]string, bool) {
 			if id.User == "alice" {
 				panic("no roles today")
 			}
 			return nil, false
 		}
-		other := w.connect("bob+ctl", "SSH-2.0-test")
+		other := tc.connect("bob+ctl", "SSH-2.0-test")
 		defer other.Close()
-		c := w.connect("alice+ctl", "SSH-2.0-test")
+		c := tc.connect("alice+ctl", "SSH-2.0-test")
 		s, err := c.NewSession()
 		if err != nil {
 			t.Fatal(err)
@@ -555,24 +547,24 @@ func TestPanic(t *testing.T) {
 			t.Errorf("the command ended with %v", err)
 		}
 		c.Wait()
-		if !strings.Contains(w.log.String(), "no roles today") {
-			t.Errorf("the log has only %s", w.log.String())
+		if !strings.Contains(tc.log.String(), "no roles today") {
+			t.Errorf("the log has only %s", tc.log.String())
 		}
 		if s, err = other.NewSession(); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.Run("whoami"); err != nil {
-			t.Errorf("somebody else's console: %v", err)
+			t.Errorf("another user's console: %v", err)
 		}
 	})
 }
 
-// TestResize sends sizes that no terminal has, while and after a session runs.
+// TestResize sends invalid terminal sizes during and after a session.
 func TestResize(t *testing.T) {
-	bubble(t, func(t *testing.T, w *world) {
-		c := w.connect("alice+ctl", "SSH-2.0-test")
+	bubble(t, func(t *testing.T, tc *testConsole) {
+		c := tc.connect("alice+ctl", "SSH-2.0-test")
 		defer c.Close()
-		s, in, shown := w.terminal(c)
+		s, in, shown := tc.terminal(c)
 		io.WriteString(in, strings.Repeat("long line ", 50))
 		for _, n := range []int{0, 1, 2, 1 << 30, 3, 80, 1<<31 - 1, 40} {
 			for range 5 {

@@ -13,31 +13,31 @@ import (
 	"unicode/utf8"
 
 	"github.com/sallyport-ssh/sallyport/internal/audit"
-	"github.com/sallyport-ssh/sallyport/internal/gateway"
 )
 
-// FuzzParse wants every line either understood or refused with a sentence that
-// is safe to show, and what was understood to mean the same when it is written
-// anew.
+// FuzzParse: each line is parsed, or refused with a text without control characters. A
+// parsed line, formatted and parsed again, is the same call.
 func FuzzParse(f *testing.F) {
 	for _, line := range []string{
 		"status", "status --json", "  stop  prod --yes", "stop -y alice+prod", "log -n 3", "log --last 99999999999999999999", "log --last",
 		"kick", "kick a b", "drain now", "help --yes", "", " \t\v", "nonsense", "\x1b[2J", "stop \xff", "kick \u202e", "whoami --", "kick -", "sessions --json --json",
-		strings.Repeat("x", 5000),
+		strings.Repeat("x", 5000), "keys", "keys add", "keys  add --json  from=\"a  b\" ssh-ed25519 AAAA x y", "keys remove SHA256:abcd --yes", "keys list --json", "keys add add",
+		"revoke bob --for 3d --reason lost  laptop -y --stop --yes", "revoke bob --reason --yes", "revoke bob --for", "revoke bob --for 1s", "revoke --for 99999999d bob", "permit", "revoked bob --json", "stop --stop",
 	} {
 		f.Add(line)
 	}
 	f.Fuzz(func(t *testing.T, line string) {
 		c, err := parse(line)
 		if err != nil {
-			var misused usage
+			var misused usageError
 			if !errors.As(err, &misused) {
 				t.Fatalf("%q: %T", line, err)
 			}
-			checkHarmless(t, err.Error())
+			checkSanitized(t, err.Error())
 			return
 		}
-		if len(c.args) > c.command.args || len(c.args) < c.needs || c.yes && !c.asks || c.last < 0 || c.last > 0 && !c.command.last {
+		if len(c.args) > c.maxArgs || len(c.args) < c.minArgs || c.yes && !c.asks || c.last < 0 || c.last > 0 && !c.command.last ||
+			(c.lasts != 0 || c.reason != "" || c.stop) && !c.revokes || c.lasts != 0 && c.lasts < time.Minute || len(c.reason) > maxReason {
 			t.Fatalf("%q: %+v", line, c)
 		}
 		again := append([]string{c.name}, c.args...)
@@ -50,29 +50,38 @@ func FuzzParse(f *testing.F) {
 		if c.last > 0 {
 			again = append(again, "--last", fmt.Sprint(c.last))
 		}
+		if c.lasts > 0 {
+			again = append(again, "--for", c.lasts.String())
+		}
+		if c.reason != "" {
+			again = append(again, "--reason", c.reason)
+		}
+		if c.stop {
+			again = append(again, "--stop")
+		}
 		d, err := parse(strings.Join(again, " "))
-		if err != nil || d.name != c.name || !slices.Equal(d.args, c.args) || d.json != c.json || d.yes != c.yes || d.last != c.last {
+		if err != nil || d.name != c.name || !slices.Equal(d.args, c.args) || d.json != c.json || d.yes != c.yes || d.last != c.last || d.lasts != c.lasts || d.reason != c.reason || d.stop != c.stop {
 			t.Fatalf("%q and %q: %+v, %+v, %v", line, again, c, d, err)
 		}
 	})
 }
 
-func checkHarmless(t *testing.T, text string) {
+func checkSanitized(t *testing.T, text string) {
 	t.Helper()
 	if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsGraphic(r) }) {
-		t.Errorf("a terminal might obey %q", text)
+		t.Errorf("control characters in %q", text)
 	}
 }
 
-// FuzzOutput shows whatever strangers may have written, on a terminal and as
-// JSON; the JSON must still say the same.
+// FuzzOutput formats arbitrary text for terminals, without control characters, and as JSON,
+// which must decode to the same text.
 func FuzzOutput(f *testing.F) {
 	for _, text := range []string{"plain", "\x1b[31m", "\u009b31m", "\x7f", "\u202etxt.exe", "\xff\xfe", "ü", "日本", "\U000e0001", "\"\\\n\t", strings.Repeat("é", 200), "\u2028"} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		shown := harmless(text)
-		checkHarmless(t, shown)
+		shown := sanitize(text)
+		checkSanitized(t, shown)
 		if utf8.RuneCountInString(shown) > maxText+3 {
 			t.Errorf("%d characters", utf8.RuneCountInString(shown))
 		}
@@ -80,15 +89,53 @@ func FuzzOutput(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out := printable(raw)
-		checkHarmless(t, string(out))
+		out := EscapeJSON(raw)
+		checkSanitized(t, string(out))
 		var before, after string
 		if json.Unmarshal(raw, &before); json.Unmarshal(out, &after) != nil || before != after {
 			t.Errorf("%q became %q", before, after)
 		}
-		checkHarmless(t, strings.ReplaceAll(row(gateway.Connection{ClientVersion: "SSH-2.0-" + text}), "\t", " "))
-		checkHarmless(t, harmless(event{Command: text, Rule: text}.text()))
+		checkSanitized(t, strings.ReplaceAll(row(Connection{ClientVersion: "SSH-2.0-" + text, ID: text, Profile: text, Client: text, Gateway: text}, true), "\t", " "))
+		checkSanitized(t, sanitize(Event{Command: text, Rule: text}.Text()))
 	})
+}
+
+func TestParseKeys(t *testing.T) {
+	for _, tt := range []struct {
+		line, name, rest string
+		json             bool
+	}{
+		{`keys add`, "keys add", "", false},
+		{`keys add --json`, "keys add", "", true},
+		{`  keys   add  from="10.0.0.1",command="a  add  b" ssh-ed25519 AAAA my  laptop`, "keys add", `from="10.0.0.1",command="a  add  b" ssh-ed25519 AAAA my  laptop`, false},
+		{`keys add --json ssh-rsa AAAA --yes`, "keys add", "ssh-rsa AAAA --yes", true},
+		{`keys list --json`, "keys list", "", true},
+	} {
+		c, err := parse(tt.line)
+		if err != nil || c.name != tt.name || c.rest != tt.rest || c.json != tt.json {
+			t.Errorf("%q: %q, rest %q, JSON %v, %v", tt.line, c.name, c.rest, c.json, err)
+		}
+	}
+	for _, line := range []string{"keys", "keys remove", "keys remove a b", "keys list all", "keys nonsense", "keysadd x"} {
+		if c, err := parse(line); err == nil {
+			t.Errorf("%q is taken for %+v", line, c)
+		}
+	}
+}
+
+func TestIsCopyID(t *testing.T) {
+	for command, want := range map[string]bool{
+		// ssh-copy-id of OpenSSH 9.2, 8.2 and 6.6.
+		`exec sh -c 'cd; umask 077; mkdir -p ".ssh" && { [ -z ` + "`tail -1c .ssh/authorized_keys 2>/dev/null`" + ` ] || echo >> ".ssh/authorized_keys" || exit 1; } && cat >> ".ssh/authorized_keys" || exit 1; if type restorecon >/dev/null 2>&1; then restorecon -F ".ssh" ".ssh/authorized_keys"; fi'`: true,
+		`exec sh -c 'cd ; umask 077 ; mkdir -p .ssh && { [ -z ` + "`tail -1c .ssh/authorized_keys 2>/dev/null`" + ` ] || echo >> .ssh/authorized_keys ; } && cat >> .ssh/authorized_keys || exit 1 ; if type restorecon >/dev/null 2>&1 ; then restorecon -F .ssh .ssh/authorized_keys ; fi'`:               true,
+		`exec sh -c 'cd ; umask 077 ; mkdir -p .ssh && cat >> .ssh/authorized_keys || exit 1 ; if type restorecon >/dev/null 2>&1 ; then restorecon .ssh .ssh/authorized_keys ; fi'`:                                                                                                                        true,
+		`cat .ssh/authorized_keys`: false,
+		`exec sh -c 'cd; ls'`:      false,
+	} {
+		if isCopyID(command) != want {
+			t.Errorf("%v for %s", !want, command)
+		}
+	}
 }
 
 func TestShort(t *testing.T) {
@@ -96,8 +143,8 @@ func TestShort(t *testing.T) {
 		-time.Second: "0s", 0: "0s", 59*time.Second + 600*time.Millisecond: "1m0s", 61 * time.Second: "1m1s",
 		3*time.Hour + 5*time.Minute: "3h5m", 50 * time.Hour: "2d2h",
 	} {
-		if got := short(d); got != want {
-			t.Errorf("short(%v) = %s, want %s", d, got, want)
+		if got := shortDuration(d); got != want {
+			t.Errorf("shortDuration(%v) = %s, want %s", d, got, want)
 		}
 	}
 	for n, want := range map[int64]string{0: "0", 1023: "1023", 1024: "1.0K", 1536 << 10: "1.5M", 1<<63 - 1: "8.0E"} {
@@ -107,8 +154,8 @@ func TestShort(t *testing.T) {
 	}
 }
 
-// TestRecent: a stranger can neither make the gateway keep anything, nor push
-// out what a user did.
+// TestRecent: refused logins of unknown users are not kept, and those of known users do not
+// evict other events.
 func TestRecent(t *testing.T) {
 	r := &Recent{}
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -119,14 +166,14 @@ func TestRecent(t *testing.T) {
 	add("alice", audit.LoginRefused, "192.0.2.1")
 	add("", audit.Connection, "192.0.2.1")
 	if got := r.of("alice"); len(got) != 0 || len(r.users) != 0 {
-		t.Errorf("before anybody logged in: %+v", got)
+		t.Errorf("before the first login: %+v", got)
 	}
 	add("alice", audit.Login, "192.0.2.2")
 	for i := range 1000 {
 		add("alice", audit.LoginRefused, fmt.Sprintf("198.51.100.%d", i%100))
 	}
 	got := r.of("alice")
-	if len(got) != 1+recentRefusals || got[0].Event != audit.Login || got[1].Times != 1 && got[1].Times != 10 {
+	if len(got) != 1+recentRefusals || got[0].Type != audit.Login || got[1].Times != 1 && got[1].Times != 10 {
 		t.Errorf("%d events: %+v", len(got), got[:2])
 	}
 	if text, _ := json.Marshal(got); strings.Contains(string(text), "secret") || len(got[0].Command) != recentText {
@@ -152,7 +199,7 @@ func TestVisibleTask(t *testing.T) {
 		"arn:aws:ecs:eu-west-1:123456789012:task/sallyport/0123456789abcdef0123456789abcdef": "0123456789abcdef0123456789abcdef",
 		"alice-default-1": "alice-default-1",
 	} {
-		if got := visible(audit.Event{Task: id}).Task; got != want {
+		if got := Visible(audit.Event{Task: id}).Task; got != want {
 			t.Errorf("%q is shown as %q, want %q", id, got, want)
 		}
 	}

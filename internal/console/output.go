@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -12,22 +13,24 @@ import (
 	"unicode/utf8"
 )
 
-// writeJSON answers with v on a line of printable characters.
-func (s *session) writeJSON(v any) error {
+// writeJSON writes v as one line of JSON.
+func (s *session) writeJSON(v any) error { return writeJSON(s.out, v) }
+
+func writeJSON(to io.Writer, v any) error {
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(v); err != nil {
 		return fmt.Errorf("encoding an answer: %w", err)
 	}
-	_, err := s.out.Write(printable(buf.Bytes()))
+	_, err := to.Write(EscapeJSON(buf.Bytes()))
 	return err
 }
 
-// printable escapes what a terminal might obey in JSON that package json has
-// made: it leaves DEL, the C1 controls and the marks that turn text around as
-// they are. All of them can only be in strings.
-func printable(text []byte) []byte {
+// EscapeJSON escapes the characters of valid JSON that could control a terminal. Package
+// json escapes neither DEL and the C1 controls nor the marks that reverse text. They only
+// occur in strings.
+func EscapeJSON(text []byte) []byte {
 	var out []byte
 	for _, r := range string(text) {
 		switch {
@@ -43,20 +46,50 @@ func printable(text []byte) []byte {
 	return out
 }
 
-// table answers with columns, which f separates by tabs.
-func (s *session) table(f func(w *tabwriter.Writer)) error {
-	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+// table writes the table that f writes to w, with tabs between columns.
+func (s *session) table(f func(w *tabwriter.Writer)) error { return table(s.out, f) }
+
+func table(to io.Writer, f func(w *tabwriter.Writer)) error {
+	var text bytes.Buffer
+	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	f(w)
-	return w.Flush()
+	w.Flush()
+	_, err := io.WriteString(to, wrap(text.String()))
+	return err
 }
 
-// maxText is how much of a stranger's text is shown, in characters.
+// tableWidth is the maximum width of a table, in columns.
+const tableWidth = 80
+
+// wrap breaks lines that are wider than tableWidth, at a blank if possible, and indents
+// the continuation lines.
+func wrap(text string) string {
+	const indent = "    "
+	var out strings.Builder
+	for line := range strings.Lines(text) {
+		rest := []rune(strings.TrimRight(line, " \n"))
+		for len(rest) > tableWidth {
+			at := tableWidth
+			for i := tableWidth; i > tableWidth/2; i-- {
+				if rest[i] == ' ' {
+					at = i
+					break
+				}
+			}
+			out.WriteString(strings.TrimRight(string(rest[:at]), " ") + "\n")
+			rest = []rune(indent + strings.TrimLeft(string(rest[at:]), " "))
+		}
+		out.WriteString(string(rest) + "\n")
+	}
+	return out.String()
+}
+
+// maxText is the length to which sanitize clips a text, in characters.
 const maxText = 80
 
-// harmless returns a stranger's text as it may be shown on a terminal: on one
-// line, not long, and without anything that a terminal might obey or that turns
-// text around.
-func harmless(text string) string {
+// sanitize makes untrusted text safe for a terminal: it clips it to maxText, and replaces
+// line ends, control characters and marks that reverse text by question marks.
+func sanitize(text string) string {
 	var b strings.Builder
 	n := 0
 	for _, r := range text {
@@ -72,16 +105,24 @@ func harmless(text string) string {
 	return b.String()
 }
 
-// age says how long ago something was; "-" if that is not known.
+// age returns the time since a moment, or "-" for the zero time.
 func age(since time.Time) string {
 	if since.IsZero() {
 		return "-"
 	}
-	return short(time.Since(since))
+	return shortDuration(time.Since(since))
 }
 
-// short writes a duration with its two largest units.
-func short(d time.Duration) string {
+// ageOf is age for a time of JSON output, which may be nil.
+func ageOf(since *time.Time) string {
+	if since == nil {
+		return "-"
+	}
+	return age(*since)
+}
+
+// shortDuration formats a duration with its two largest units.
+func shortDuration(d time.Duration) string {
 	d = max(d, 0).Round(time.Second)
 	days, hours, minutes, seconds := d/(24*time.Hour), d/time.Hour%24, d/time.Minute%60, d/time.Second%60
 	switch {
@@ -95,7 +136,7 @@ func short(d time.Duration) string {
 	return fmt.Sprintf("%ds", seconds)
 }
 
-// size writes a number of bytes.
+// size formats a number of bytes.
 func size(n int64) string {
 	const units = "KMGTPE"
 	if n < 1024 {
@@ -109,8 +150,8 @@ func size(n int64) string {
 	return fmt.Sprintf("%.1f%c", value, units[unit])
 }
 
-// moment is a time for JSON: null if it is not known, and in UTC.
-func moment(t time.Time) *time.Time {
+// jsonTime returns a time for JSON: in UTC, and nil for the zero time.
+func jsonTime(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
 	}

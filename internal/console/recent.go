@@ -11,15 +11,15 @@ import (
 )
 
 const (
-	// recentUsers is of how many users events are kept; who had none for the
-	// longest time is forgotten.
+	// recentUsers is the number of users with events. Beyond it, the user
+	// whose last event is the oldest is dropped.
 	recentUsers = 512
-	// recentEvents and recentRefusals are how many are kept of each. Logins
-	// that were refused are counted apart, so that a stranger cannot push out
-	// the others.
+	// recentEvents and recentRefusals are the events kept for each user.
+	// Refused logins are kept apart, because anyone can cause them and could
+	// evict the other events.
 	recentEvents, recentRefusals = 64, 16
-	// recentText is how many bytes of a text are kept. Clients may make a
-	// command 256 KiB long.
+	// recentText is the number of bytes kept of a text. A client's command
+	// may have 256 KiB.
 	recentText = 128
 )
 
@@ -27,20 +27,20 @@ const (
 // for use; methods are safe for concurrent use.
 type Recent struct {
 	mu    sync.Mutex
-	users map[string]*past
+	users map[string]*userHistory
 }
 
-// A past is the last events of one user.
-type past struct {
-	events, refusals []event // the oldest first
+// A userHistory holds the last events of one user.
+type userHistory struct {
+	events, refusals []Event // the oldest first
 	latest           time.Time
 }
 
-// An event is what a user may see of an [audit.Event]. Reasons are not among
-// it: they are for the operator, and may name accounts and roles.
-type event struct {
+// An Event is the part of an [audit.Event] that its user may see. Reasons are left out,
+// because they are for the operator, and may name AWS accounts and roles.
+type Event struct {
 	Time        time.Time  `json:"time"`
-	Event       audit.Type `json:"event"`
+	Type        audit.Type `json:"event"`
 	Conn        string     `json:"conn,omitempty"`
 	Profile     string     `json:"profile,omitempty"`
 	Client      string     `json:"client,omitempty"`
@@ -56,16 +56,17 @@ type event struct {
 	ExitSignal  string     `json:"exit_signal,omitempty"`
 	Task        string     `json:"task,omitempty"`
 	Generation  int64      `json:"generation,omitempty"`
-	// Times counts refused logins from one address, the last of which this is.
+	// Times is the number of refused logins from this address; the event is
+	// the last of them.
 	Times int `json:"times,omitempty"`
 
 	from netip.Addr
 }
 
-// Add keeps an event, if it is one of a user who has logged in here before or
-// does so by it. It does not block: it is made for [audit.Config.Also].
+// Add keeps an event of a user who has logged in before, or logs in with this event. It
+// does not block, so it may be [audit.Config.Observe].
 func (r *Recent) Add(e audit.Event) {
-	if e.User == "" {
+	if e.User == "" || e.Type == audit.Transfer || e.Type == audit.FileChange { // many transfers would evict all else
 		return
 	}
 	r.mu.Lock()
@@ -73,24 +74,24 @@ func (r *Recent) Add(e audit.Event) {
 	p := r.users[e.User]
 	if p == nil {
 		if e.Type != audit.Login {
-			return // a stranger may name anybody
+			return // anyone can try any user name
 		}
-		p = &past{}
+		p = &userHistory{}
 		r.insert(strings.Clone(e.User), p)
 	}
-	kept := visible(e)
+	kept := Visible(e)
 	if e.Type == audit.LoginRefused {
-		p.refuse(kept)
+		p.addRefused(kept)
 		return
 	}
 	p.latest = e.Time
 	p.events = push(p.events, kept, recentEvents)
 }
 
-// refuse keeps a refused login, together with others from the same address.
-func (p *past) refuse(e event) {
+// addRefused keeps a refused login, folded with others from the same address.
+func (p *userHistory) addRefused(e Event) {
 	e.Times = 1
-	same := slices.IndexFunc(p.refusals, func(old event) bool { return old.from == e.from })
+	same := slices.IndexFunc(p.refusals, func(old Event) bool { return old.from == e.from })
 	if same >= 0 {
 		e.Times += p.refusals[same].Times
 		p.refusals = slices.Delete(p.refusals, same, same+1)
@@ -98,17 +99,17 @@ func (p *past) refuse(e event) {
 	p.refusals = push(p.refusals, e, recentRefusals)
 }
 
-// push appends e, in the place of the first if there are max.
-func push(events []event, e event, max int) []event {
+// push appends e, and removes the first event if there are max.
+func push(events []Event, e Event, max int) []Event {
 	if len(events) >= max {
 		events = slices.Delete(events, 0, len(events)-max+1)
 	}
 	return append(events, e)
 }
 
-func (r *Recent) insert(user string, p *past) {
+func (r *Recent) insert(user string, p *userHistory) {
 	if r.users == nil {
-		r.users = make(map[string]*past)
+		r.users = make(map[string]*userHistory)
 	}
 	if len(r.users) >= recentUsers {
 		oldest := ""
@@ -122,8 +123,8 @@ func (r *Recent) insert(user string, p *past) {
 	r.users[user] = p
 }
 
-// of returns the events of a user, the newest last.
-func (r *Recent) of(user string) []event {
+// of returns the events of a user, the oldest first.
+func (r *Recent) of(user string) []Event {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p := r.users[user]
@@ -131,21 +132,21 @@ func (r *Recent) of(user string) []event {
 		return nil
 	}
 	all := slices.Concat(p.events, p.refusals)
-	slices.SortStableFunc(all, func(a, b event) int { return a.Time.Compare(b.Time) })
+	slices.SortStableFunc(all, func(a, b Event) int { return a.Time.Compare(b.Time) })
 	return all
 }
 
-// visible returns what the user may see, and no more of it than may be kept.
-func visible(e audit.Event) event {
+// Visible returns the part of an event that the user may see, with clipped texts.
+func Visible(e audit.Event) Event {
 	clip := func(text string) string {
-		// Cloned, since the rest of what it is part of may be long.
+		// Cloned, so that the rest of the text can be freed.
 		return strings.Clone(text[:min(len(text), recentText)])
 	}
-	out := event{
-		Time: e.Time, Event: e.Type, Conn: clip(e.Conn), Profile: clip(e.Profile), Key: clip(e.Key),
+	out := Event{
+		Time: e.Time, Type: e.Type, Conn: clip(e.Conn), Profile: clip(e.Profile), Key: clip(e.Key),
 		Command: clip(e.Command), Subsystem: clip(e.Subsystem), Kind: clip(e.Kind), Destination: clip(e.Destination),
 		Listener: clip(e.Listener), Rule: clip(e.Rule), By: clip(e.By), ExitStatus: e.ExitStatus, ExitSignal: clip(e.ExitSignal),
-		Task: clip(lastPart(e.Task)), Generation: e.Generation, from: e.Client.Addr(),
+		Task: clip(shortTaskID(e.Task)), Generation: e.Generation, from: e.Client.Addr(),
 	}
 	if e.Client.IsValid() {
 		out.Client = e.Client.String()

@@ -8,31 +8,35 @@ import (
 	"sync"
 
 	gliderssh "github.com/gliderlabs/ssh"
+	"github.com/sallyport-ssh/sallyport/internal/identity"
 	"golang.org/x/term"
 )
 
-// A session is one command, or one prompt.
+// A session runs one command, or a prompt for commands.
 type session struct {
-	*visit
-	running sync.WaitGroup // run
+	console  *Console
+	conn     *connection
+	identity identity.Identity
+	running  sync.WaitGroup // goroutines that use the session
 
-	kind     string // of the request that began it
+	kind     string // request that began it: shell or exec
 	pty      bool
 	size     gliderssh.Window
 	resizes  <-chan gliderssh.Window
-	terminal *term.Terminal // if there is a pty
-	lines    *bufio.Reader  // else
-	history  *history
+	terminal *term.Terminal // with a pty
+	lines    *bufio.Reader  // without
+	history  *lineHistory   // with a pty
 
 	out, err io.Writer
 }
 
-const banner = "This is your console at the gateway; your bastion is not involved. Type help for what it can do, and exit to leave.\n"
+const banner = "This is your console at the gateway, not your bastion. Type help for the commands, and exit to leave.\n"
 
-// begin notes what the request is that begins the session.
+// begin is called with the request that begins the session, before run.
 func (s *session) begin(sess gliderssh.Session, kind string) bool {
 	s.kind = kind
-	// Later on the handler writes to what Pty reads.
+	// Here and not in run, because the handler later writes the fields that
+	// Pty reads.
 	var pty gliderssh.Pty
 	pty, s.resizes, s.pty = sess.Pty()
 	s.size = pty.Window
@@ -40,32 +44,32 @@ func (s *session) begin(sess gliderssh.Session, kind string) bool {
 	return true
 }
 
-// run is the session, from its request to its exit status.
+// run serves the session and sends the exit status.
 func (s *session) run(sess gliderssh.Session) {
 	defer s.running.Done()
-	defer s.recover("command")
-	in := &typed{s.visit, sess}
+	defer s.conn.closeOnPanic("command")
+	in := &activeReader{s.conn, sess}
 	if s.pty {
-		s.history = &history{}
+		s.history = &lineHistory{}
 		s.terminal = term.NewTerminal(struct {
 			io.Reader
 			io.Writer
-		}{&interrupts{Reader: in}, sess}, "")
+		}{&interruptReader{Reader: in}, sess}, "")
 		s.terminal.History = s.history
 		s.out, s.err = s.terminal, s.terminal
 		s.resize(s.size)
-		s.mu.Lock()
-		s.terminals[s] = struct{}{}
-		s.mu.Unlock()
+		s.conn.mu.Lock()
+		s.conn.terminals[s] = struct{}{}
+		s.conn.mu.Unlock()
 		defer func() {
-			s.mu.Lock()
-			delete(s.terminals, s)
-			s.mu.Unlock()
+			s.conn.mu.Lock()
+			delete(s.conn.terminals, s)
+			s.conn.mu.Unlock()
 		}()
-		// Whoever sends sizes waits until they are taken, also when this
-		// has ended.
+		// The handler blocks until each size is received, even after run has
+		// returned.
 		s.running.Go(func() {
-			defer s.recover("resize")
+			defer s.conn.closeOnPanic("resize")
 			for size := range s.resizes {
 				s.resize(size)
 			}
@@ -77,20 +81,20 @@ func (s *session) run(sess gliderssh.Session) {
 
 	status := 0
 	if s.kind == "exec" {
-		status = s.do(sess.RawCommand())
+		status = s.runLine(sess.RawCommand())
 	} else {
 		status = s.prompt()
 	}
 	sess.Exit(status)
 }
 
-// resize tells the terminal its size; clients may send any.
+// resize sets the terminal's size, within limits, because clients may send any.
 func (s *session) resize(size gliderssh.Window) {
 	s.terminal.SetSize(min(max(size.Width, 1), 1000), min(max(size.Height, 1), 1000))
 }
 
-// prompt carries out line by line until there are no more, and returns the
-// status of the last.
+// prompt reads and runs command lines until the end of the input, and returns the status
+// of the last.
 func (s *session) prompt() (status int) {
 	if s.pty {
 		io.WriteString(s.out, banner)
@@ -111,19 +115,19 @@ func (s *session) prompt() (status int) {
 			return status
 		default:
 			if s.history != nil {
-				s.history.keep(line)
+				s.history.add(line)
 			}
-			status = s.do(line)
+			status = s.runLine(line)
 		}
 	}
 }
 
-// maxLine is the longest line, in bytes.
+// maxLine is the limit of a line, in bytes.
 const maxLine = 4096
 
-var errLong = usage("a line is too long")
+var errLong = usageError("the line is too long")
 
-// readLine reads a line without its end. Prompt is shown on a terminal only.
+// readLine reads a line. Prompt is shown only on a terminal.
 func (s *session) readLine(prompt string) (string, error) {
 	if !s.pty {
 		line, err := s.lines.ReadSlice('\n')
@@ -141,45 +145,45 @@ func (s *session) readLine(prompt string) (string, error) {
 	return line, err
 }
 
-// confirm asks whether to go on, where there is somebody who can answer.
+// confirm asks the user to confirm an action. It returns an error if the user declines,
+// or if there is no terminal.
 func (s *session) confirm(question string) error {
 	if !s.pty {
-		return usage("nobody can be asked here; add --yes if you mean it")
+		return usageError("this needs a confirmation and there is no terminal; add --yes")
 	}
 	answer, err := s.readLine(question + " [y/N] ")
 	if err != nil {
-		return sentence("Nothing was done.")
+		return userError("Nothing was done.")
 	}
 	switch strings.ToLower(strings.TrimSpace(answer)) {
 	case "y", "yes":
 		return nil
 	}
-	return sentence("Nothing was done.")
+	return userError("Nothing was done.")
 }
 
-// typed is what comes from the user; reading it keeps the connection from
-// being idle.
-type typed struct {
-	*visit
+// An activeReader resets the connection's idle timeout when it reads input.
+type activeReader struct {
+	conn *connection
 	from io.Reader
 }
 
-func (t *typed) Read(p []byte) (int, error) {
-	n, err := t.from.Read(p)
+func (r *activeReader) Read(p []byte) (int, error) {
+	n, err := r.from.Read(p)
 	if n > 0 {
-		t.touch()
+		r.conn.resetIdle()
 	}
 	return n, err
 }
 
-// interrupts makes Ctrl-C drop the line, as a shell does. Package term would take
-// it for the end of the input.
-type interrupts struct {
+// An interruptReader makes Ctrl-C discard the line, as in a shell. Package term would
+// take it for the end of the input.
+type interruptReader struct {
 	io.Reader
 	rest []byte
 }
 
-func (i *interrupts) Read(p []byte) (int, error) {
+func (i *interruptReader) Read(p []byte) (int, error) {
 	if len(i.rest) == 0 {
 		buf := make([]byte, 256)
 		n, err := i.Reader.Read(buf)
@@ -194,15 +198,16 @@ func (i *interrupts) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// A history is what was typed at the prompt, but not answers to questions.
-type history struct{ lines []string }
+// A lineHistory holds the command lines of a prompt, without answers to confirm.
+type lineHistory struct{ lines []string }
 
 const maxHistory = 100
 
-// Add implements [term.History]; see keep.
-func (*history) Add(string) {}
+// Add implements [term.History]. It does nothing, because package term also calls it for
+// answers; prompt calls add.
+func (*lineHistory) Add(string) {}
 
-func (h *history) keep(line string) {
+func (h *lineHistory) add(line string) {
 	if n := len(h.lines); n > 0 && h.lines[n-1] == line {
 		return
 	}
@@ -213,7 +218,7 @@ func (h *history) keep(line string) {
 }
 
 // Len implements [term.History].
-func (h *history) Len() int { return len(h.lines) }
+func (h *lineHistory) Len() int { return len(h.lines) }
 
 // At implements [term.History]: 0 is the last line.
-func (h *history) At(i int) string { return h.lines[len(h.lines)-1-i] }
+func (h *lineHistory) At(i int) string { return h.lines[len(h.lines)-1-i] }

@@ -16,8 +16,9 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
-// agents is a network in memory with the SSH servers of all tasks in it. They let
-// in whom a bastion-agent with the same environment would, and do nothing more.
+// agents is a network in memory with the SSH servers of all tasks in it. They accept
+// the same certificates as a bastion-agent with the same environment, and serve no
+// channels.
 type agents struct {
 	key ssh.Signer // of all, to save time
 
@@ -38,13 +39,14 @@ type agents struct {
 type memAgent struct {
 	env     map[string]string
 	listens time.Time
-	logins  []time.Time // of users; those that only prove that it works are not among them
+	logins  []time.Time // of users, without those by which a gateway checks a bastion
 	conns   []net.Conn
+	open    int // connections that are logged in
 	dead    bool
 }
 
 func newAgents(t testing.TB) *agents {
-	return &agents{key: testKey(t), byIP: map[string]*memAgent{}, boot: func() time.Duration { return 5 * time.Second }}
+	return &agents{key: sshtest.NewKey(t), byIP: map[string]*memAgent{}, boot: func() time.Duration { return 5 * time.Second }}
 }
 
 // set calls f, which may change how agents behave.
@@ -90,7 +92,7 @@ func (a *agents) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	return near, nil
 }
 
-// dialPublic is the network outside: it knows public addresses only.
+// dialPublic is the network outside of the VPC: it reaches public addresses only.
 func (a *agents) dialPublic(ctx context.Context, network, addr string) (net.Conn, error) {
 	rest, ok := strings.CutPrefix(addr, "203.0.")
 	if !ok {
@@ -101,7 +103,7 @@ func (a *agents) dialPublic(ctx context.Context, network, addr string) (net.Conn
 
 func (a *agents) serve(ip string, agent *memAgent, c net.Conn) {
 	defer c.Close()
-	fleet, _, _, _, err := ssh.ParseAuthorizedKey([]byte(agent.env["SALLYPORT_FLEET_KEY"]))
+	fleet, err := sshca.ParseKeys(agent.env["SALLYPORT_FLEET_KEY"])
 	if err != nil {
 		panic(fmt.Sprintf("SALLYPORT_FLEET_KEY %q: %v", agent.env["SALLYPORT_FLEET_KEY"], err))
 	}
@@ -114,7 +116,7 @@ func (a *agents) serve(ip string, agent *memAgent, c net.Conn) {
 			if id.User != agent.env["SALLYPORT_OWNER"] {
 				return nil, errors.New("not the owner")
 			}
-			if id.ConnID != "start" {
+			if id.ConnID != "start" && id.ConnID != "sweep" {
 				a.mu.Lock()
 				agent.logins = append(agent.logins, time.Now())
 				a.mu.Unlock()
@@ -132,8 +134,19 @@ func (a *agents) serve(ip string, agent *memAgent, c net.Conn) {
 	if err != nil {
 		return
 	}
+	a.set(func() { agent.open++ })
+	defer a.set(func() { agent.open-- })
 	var wg sync.WaitGroup
-	wg.Go(func() { ssh.DiscardRequests(reqs) })
+	wg.Go(func() {
+		for req := range reqs {
+			agrees := false
+			a.set(func() {
+				agrees = req.Type == "stop-if-unused@sallyport" && agent.open == 1
+				agent.dead = agent.dead || agrees
+			})
+			req.Reply(agrees, nil)
+		}
+	})
 	for ch := range chans {
 		ch.Reject(ssh.Prohibited, "")
 	}

@@ -14,8 +14,9 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 )
 
-// policies returns those of docs/iam.md, for the account of awsfake: what is always
-// needed, what public_ip takes, and what isolate takes.
+// policies returns the IAM policies of docs/iam.md for ECS and EC2, with the
+// deployment and VPC of the tests: the basic one, that of public_ip, that of
+// user_task_definitions, and that of isolate.
 func policies(t *testing.T) []string {
 	t.Helper()
 	doc, err := os.ReadFile("../../docs/iam.md")
@@ -28,15 +29,17 @@ func policies(t *testing.T) []string {
 	).Replace(string(doc))
 	var all []string
 	for _, block := range regexp.MustCompile("(?s)```json\n(.*?)```").FindAllStringSubmatch(text, -1) {
-		all = append(all, block[1])
+		if strings.Contains(block[1], `"ecs:DescribeTask`) || strings.Contains(block[1], `"ec2:`) { // else of another package
+			all = append(all, block[1])
+		}
 	}
-	if len(all) != 3 {
+	if len(all) != 4 {
 		t.Fatalf("%d policies in docs/iam.md", len(all))
 	}
 	return all
 }
 
-// TestLeastPolicy: with what docs/iam.md permits, a check finds nothing missing,
+// TestLeastPolicy: with the policies of docs/iam.md, Check finds nothing missing,
 // and bastions start, stop and are swept.
 func TestLeastPolicy(t *testing.T) {
 	documented := policies(t)
@@ -45,25 +48,26 @@ func TestLeastPolicy(t *testing.T) {
 		configure func(*Launcher)
 		unseen    string // before any group is there
 	}{
-		"plain":     {[]int{0}, nil, "iam:PassRole ec2:DescribeSubnets ec2:DescribeSecurityGroups"},
-		"public_ip": {[]int{0, 1}, func(l *Launcher) { l.PublicIP = true }, "iam:PassRole ec2:DescribeSubnets ec2:DescribeSecurityGroups"},
-		"isolate": {[]int{0, 2}, isolated, "iam:PassRole ec2:AuthorizeSecurityGroupIngress ec2:AuthorizeSecurityGroupEgress" +
+		"plain":                 {[]int{0}, nil, "iam:PassRole ec2:DescribeSubnets ec2:DescribeSecurityGroups"},
+		"public_ip":             {[]int{0, 1}, func(l *Launcher) { l.AssignPublicIP, l.ConnectPublic = true, true }, "iam:PassRole ec2:DescribeSubnets ec2:DescribeSecurityGroups"},
+		"user_task_definitions": {[]int{0, 2}, ownDefinitions, "iam:PassRole ec2:DescribeSubnets ec2:DescribeSecurityGroups"},
+		"isolate": {[]int{0, 3}, isolated, "iam:PassRole ec2:AuthorizeSecurityGroupIngress ec2:AuthorizeSecurityGroupEgress" +
 			" ec2:RevokeSecurityGroupIngress ec2:RevokeSecurityGroupEgress ec2:DeleteSecurityGroup"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
-				defer w.end()
-				w.cloud.Policy = &awsfake.Policy{}
+				account := newFakeAccount(t)
+				defer account.end()
+				account.cloud.Policy = &awsfake.Policy{}
 				for _, i := range tt.policies {
-					if err := w.cloud.Policy.Allow([]byte(documented[i])); err != nil {
+					if err := account.cloud.Policy.Allow([]byte(documented[i])); err != nil {
 						t.Fatal(err)
 					}
 				}
-				g := w.gateway(tt.configure)
+				g := account.gateway(tt.configure)
 				check := func() (unseen string) {
 					t.Helper()
-					_, findings, err := g.launcher.Check(t.Context())
+					_, findings, err := g.launcher.Check(t.Context(), nil)
 					if err != nil {
 						t.Error(err)
 					}
@@ -85,14 +89,14 @@ func TestLeastPolicy(t *testing.T) {
 					t.Errorf("once there is a group: could not see %s", got)
 				}
 				time.Sleep(13 * time.Hour)
-				for range 2 {
-					if err := errors.Join(g.Sweep(t.Context()), g.launcher.Cloud.Sweep(t.Context(), g.launcher)); err != nil {
+				for range 3 { // stop the task; find the group unused; delete it
+					if err := g.Sweep(t.Context()); err != nil {
 						t.Error(err)
 					}
 					time.Sleep(2 * time.Hour)
 				}
-				w.live()
-				if left := w.cloud.Left(); len(left) > 0 {
+				account.live()
+				if left := account.cloud.Left(); len(left) > 0 {
 					t.Errorf("left: %v", left)
 				}
 			})
@@ -100,18 +104,18 @@ func TestLeastPolicy(t *testing.T) {
 	}
 }
 
-// TestCheck: what is missing is named.
+// TestCheck denies each action in turn: Check reports its permission as missing.
 func TestCheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		defer w.end()
-		g := w.gateway(func(l *Launcher) { isolated(l); l.PublicIP = true })
+		account := newFakeAccount(t)
+		defer account.end()
+		g := account.gateway(func(l *Launcher) { isolated(l); l.AssignPublicIP, l.ConnectPublic = true, true })
 		if _, err := g.launcher.makeGroup(t.Context(), alice.Owner); err != nil {
 			t.Fatal(err)
 		}
-		who, findings, err := g.launcher.Check(t.Context())
-		if err != nil || !strings.Contains(who, awsfake.Account) {
-			t.Errorf("%s, %v", who, err)
+		caller, findings, err := g.launcher.Check(t.Context(), nil)
+		if err != nil || !strings.Contains(caller, awsfake.Account) {
+			t.Errorf("%s, %v", caller, err)
 		}
 		for _, f := range findings {
 			if f.Err != nil {
@@ -122,8 +126,8 @@ func TestCheck(t *testing.T) {
 			t.Errorf("only %d findings", len(findings))
 		}
 		for _, denied := range findings {
-			w.cloud.Deny(denied.Action, true)
-			_, findings, err := g.launcher.Check(t.Context())
+			account.cloud.Deny(denied.Action, true)
+			_, findings, err := g.launcher.Check(t.Context(), nil)
 			if err != nil {
 				t.Error(err)
 			}
@@ -137,20 +141,23 @@ func TestCheck(t *testing.T) {
 			if !named {
 				t.Errorf("without %s: not named", denied.Action)
 			}
-			w.cloud.Deny(denied.Action, false)
+			account.cloud.Deny(denied.Action, false)
 		}
-		w.live()
-		if left := w.cloud.Left(); len(left) != 1 {
+		account.live()
+		if left := account.cloud.Left(); len(left) != 1 {
 			t.Errorf("the check left %v", left)
 		}
-		w.cloud.OnCall = onCall("sts:GetCallerIdentity", 100, awsfake.Fault{Status: http.StatusForbidden, Code: "InvalidClientTokenId", Message: "The security token included in the request is invalid."})
-		if _, _, err := g.launcher.Check(t.Context()); err == nil {
-			t.Error("with wrong credentials all is well")
+		account.cloud.Set(func() {
+			account.cloud.OnCall = onCall("sts:GetCallerIdentity", 100, awsfake.Fault{Status: http.StatusForbidden, Code: "InvalidClientTokenId", Message: "The security token included in the request is invalid."})
+		})
+		if _, _, err := g.launcher.Check(t.Context(), nil); err == nil {
+			t.Error("no error with invalid credentials")
 		}
 	})
 }
 
-// TestCheckConfiguration: what the profile names and is not there is found.
+// TestCheckConfiguration gives a profile resources that do not exist: Check reports
+// each.
 func TestCheckConfiguration(t *testing.T) {
 	for name, change := range map[string]func(*Launcher){
 		"cluster":          func(l *Launcher) { l.Cluster = "other" },
@@ -161,9 +168,9 @@ func TestCheckConfiguration(t *testing.T) {
 		"security group":   func(l *Launcher) { l.SecurityGroups = []string{"sg-12345678"} },
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			w := newWorld(t)
-			defer w.end()
-			_, findings, err := w.dialer(&bastion.Memory{}, change).launcher.Check(t.Context())
+			account := newFakeAccount(t)
+			defer account.end()
+			_, findings, err := account.dialer(&bastion.Memory{}, change).launcher.Check(t.Context(), nil)
 			if err != nil {
 				t.Error(err)
 			}
@@ -174,7 +181,7 @@ func TestCheckConfiguration(t *testing.T) {
 			if !found {
 				t.Errorf("%s: not found: %v", name, findings)
 			}
-			w.live()
+			account.live()
 		})
 	}
 }

@@ -18,13 +18,15 @@ import (
 	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	ecstypes "github.com/aws/aws-sdk-go-v2/service/ecs/types"
+	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/awsfake"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
+	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
-// motoLacks is what moto 5.2 does otherwise than AWS documents, by the part of
-// the contract that cannot be held against it.
+// motoLacks are differences between moto 5.2 and the documentation of AWS, by the
+// name of the subtest that fails because of them.
 var motoLacks = map[string]string{
 	"same generation, same task": "ignores clientToken, and starts a task each time",
 	"age":                        "gives tasks no createdAt",
@@ -36,10 +38,9 @@ var motoLacks = map[string]string{
 	"wrong secret":               "does not check signatures",
 }
 
-// TestContract holds the launcher against something that speaks AWS's protocols
-// over HTTP, in real time: our own imitation of AWS, or whatever SALLYPORT_AWS
-// names, such as moto, which others have written. What that lacks is skipped by
-// name.
+// TestContract runs the launcher against a server of AWS's protocols, over HTTP and
+// in real time: awsfake, or the endpoint in SALLYPORT_AWS, such as an independent
+// implementation like moto. With that, the subtests in motoLacks are skipped.
 func TestContract(t *testing.T) {
 	endpoint := os.Getenv("SALLYPORT_AWS")
 	foreign := endpoint != ""
@@ -74,9 +75,14 @@ func TestContract(t *testing.T) {
 	}
 	launcher := func(change func(*Launcher)) *Launcher {
 		l := &Launcher{
-			Cloud: NewCloud(cfg, "contract", testKey(t).PublicKey()), Profile: "default",
-			Cluster: cluster, TaskDefinition: definition, Container: "bastion", Account: "bastion",
-			Subnets: subnets, SecurityGroups: []string{group},
+			Cloud: NewCloud(cfg, "contract"), Profile: "default", FleetKeys: []ssh.PublicKey{sshtest.NewKey(t).PublicKey()},
+			Options: Options{
+				Cluster: cluster, TaskDefinition: definition, Container: "bastion", Account: "bastion",
+				Subnets: subnets, SecurityGroups: []string{group},
+			},
+		}
+		if !foreign {
+			l.Cloud.pollEvery = 20 * time.Millisecond
 		}
 		if change != nil {
 			change(l)
@@ -103,7 +109,7 @@ func TestContract(t *testing.T) {
 			t.FailNow()
 		}
 	})
-	part("what the task says", func(t *testing.T) {
+	part("attributes of the task", func(t *testing.T) {
 		out, err := l.Cloud.ecs.DescribeTasks(t.Context(), &ecs.DescribeTasksInput{Cluster: &cluster, Tasks: []string{task.ID}, Include: []ecstypes.TaskField{ecstypes.TaskFieldTags}})
 		if err != nil || len(out.Tasks) != 1 {
 			t.Fatal(out, err)
@@ -127,14 +133,14 @@ func TestContract(t *testing.T) {
 		}
 	})
 	part("another request", func(t *testing.T) {
-		other := launcher(func(x *Launcher) { x.Cloud.fleetKey = l.Cloud.fleetKey; x.CPU, x.Memory = 512, 1024 })
+		other := launcher(func(x *Launcher) { x.FleetKeys = l.FleetKeys; x.CPU, x.Memory = 512, 1024 })
 		again, err := other.Launch(t.Context(), want)
 		if err != nil || again.ID != task.ID {
 			t.Errorf("after a change of the configuration: %+v, %v; want the task that runs", again, err)
 		}
 	})
 	part("list", func(t *testing.T) {
-		eventually(t, func() bool {
+		sshtest.Eventually(t, "List has the task", func() bool {
 			found, err := l.List(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -146,7 +152,7 @@ func TestContract(t *testing.T) {
 	})
 	part("adopt", func(t *testing.T) {
 		ledger := &bastion.Memory{}
-		d := &bastion.Dialer{Ledger: ledger, Profiles: map[string]bastion.Profile{"default": {Launcher: l}}, Log: slog.New(slog.DiscardHandler)}
+		d := &bastion.Dialer{Ledger: ledger, Settings: bastion.Settings{Profiles: map[string]bastion.Profile{"default": {Launcher: l}}}, Log: slog.New(slog.DiscardHandler)}
 		if err := d.Adopt(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -160,7 +166,7 @@ func TestContract(t *testing.T) {
 		if err != nil || len(found) == 0 {
 			t.Fatal(found, err)
 		}
-		for _, o := range found { // by our clock, whatever theirs is
+		for _, o := range found { // Started is by the launcher's clock
 			if age := time.Since(o.Started); age < -time.Minute || age > 5*time.Minute {
 				t.Errorf("started %v ago", age)
 			}
@@ -172,7 +178,7 @@ func TestContract(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		eventually(t, func() bool { return errors.Is(l.Alive(t.Context(), alice, task.ID), bastion.ErrGone) })
+		sshtest.Eventually(t, "the ended task is gone", func() bool { return errors.Is(l.Alive(t.Context(), alice, task.ID), bastion.ErrGone) })
 		found, err := l.List(t.Context())
 		if err != nil || slices.ContainsFunc(found, func(o bastion.OwnedTask) bool { return o.Task.ID == task.ID }) {
 			t.Errorf("listed after the end: %+v, %v", found, err)
@@ -180,7 +186,7 @@ func TestContract(t *testing.T) {
 	})
 	unknown := task.ID[:len(task.ID)-8] + "00000000"
 	part("unknown task is gone", func(t *testing.T) {
-		eventually(t, func() bool { return errors.Is(l.Alive(t.Context(), alice, unknown), bastion.ErrGone) })
+		sshtest.Eventually(t, "an unknown task is gone", func() bool { return errors.Is(l.Alive(t.Context(), alice, unknown), bastion.ErrGone) })
 	})
 	part("stopping an unknown task", func(t *testing.T) {
 		if err := l.Stop(t.Context(), alice, unknown); err != nil {
@@ -188,13 +194,40 @@ func TestContract(t *testing.T) {
 		}
 	})
 	part("public address", func(t *testing.T) {
-		public := launcher(func(l *Launcher) { l.PublicIP = true })
+		public := launcher(func(l *Launcher) { l.AssignPublicIP, l.ConnectPublic = true, true })
 		got, err := public.Launch(t.Context(), bastion.Launch{Owner: bastion.Owner{User: "bob", Profile: "default"}, Generation: 1, Idle: time.Minute, MaxLife: time.Hour})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := public.Stop(t.Context(), alice, got.ID); err != nil {
 			t.Error(err)
+		}
+	})
+
+	part("a user's task definition", func(t *testing.T) {
+		own := launcher(ownDefinitions)
+		registered, err := l.Cloud.ecs.RegisterTaskDefinition(t.Context(), &ecs.RegisterTaskDefinitionInput{
+			Family: aws.String("sallyport-user-erin"), NetworkMode: ecstypes.NetworkModeAwsvpc,
+			RequiresCompatibilities: []ecstypes.Compatibility{ecstypes.CompatibilityFargate}, Cpu: aws.String("256"), Memory: aws.String("512"),
+			ContainerDefinitions: []ecstypes.ContainerDefinition{{Name: aws.String("bastion"), Image: aws.String("erin:1"), Cpu: 256, Memory: aws.Int32(512), Essential: aws.Bool(true)}},
+			Tags:                 []ecstypes.Tag{{Key: aws.String("sallyport:user"), Value: aws.String("erin")}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		hers := aws.ToString(registered.TaskDefinition.TaskDefinitionArn)
+		for user, want := range map[string]string{"erin": hers, "frank": definition} {
+			got, err := own.Launch(t.Context(), bastion.Launch{Owner: bastion.Owner{User: user, Profile: "default"}, Generation: 1, Idle: time.Minute, MaxLife: time.Hour})
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := l.Cloud.ecs.DescribeTasks(t.Context(), &ecs.DescribeTasksInput{Cluster: &cluster, Tasks: []string{got.ID}})
+			if err != nil || len(out.Tasks) != 1 || !strings.HasSuffix(aws.ToString(out.Tasks[0].TaskDefinitionArn), want) {
+				t.Errorf("%s: got %+v, %v; want the definition %s", user, out, err, want)
+			}
+			if err := own.Stop(t.Context(), alice, got.ID); err != nil {
+				t.Error(err)
+			}
 		}
 	})
 
@@ -255,8 +288,8 @@ func TestContract(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		eventually(t, func() bool {
-			if err := isolated.Cloud.Sweep(t.Context(), isolated); err != nil {
+		sshtest.Eventually(t, "unused groups are deleted", func() bool {
+			if err := isolated.Cloud.DeleteUnusedGroups(t.Context(), nil, map[string]bastion.Launcher{isolated.Profile: isolated}); err != nil {
 				t.Fatal(err)
 			}
 			isolated.Cloud.groups.mu.Lock()
@@ -284,16 +317,18 @@ func TestContract(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		wrong := launcher(func(x *Launcher) { x.Cloud = NewCloud(cfg, "contract", testKey(t).PublicKey()) })
+		wrong := launcher(func(x *Launcher) { x.Cloud = NewCloud(cfg, "contract") })
 		if _, err := wrong.Launch(t.Context(), bastion.Launch{Owner: alice, Generation: 9, Idle: time.Minute, MaxLife: time.Hour}); !errors.Is(err, bastion.ErrDenied) {
 			t.Errorf("got %v", err)
 		}
 	})
 }
 
-// furnish makes in a foreign AWS what awsfake has from the beginning.
+// furnish creates, at another endpoint, the resources that awsfake has from the
+// start.
 func furnish(t *testing.T, cfg aws.Config, endpoint, cluster string) (definition string, subnets []string, group string) {
-	// Moto would let a task go on to its end by itself, a step with each look.
+	// Without this, moto advances a task to its next status with each
+	// DescribeTasks, until it has stopped.
 	resp, err := http.Post(endpoint+"/moto-api/state-manager/set-transition", "application/json",
 		strings.NewReader(`{"model_name":"ecs::task","transition":{"progression":"manual","times":1000000}}`))
 	if err != nil {
@@ -330,13 +365,4 @@ func furnish(t *testing.T, cfg aws.Config, endpoint, cluster string) (definition
 		t.Fatal(err)
 	}
 	return aws.ToString(registered.TaskDefinition.TaskDefinitionArn), subnets, aws.ToString(made.GroupId)
-}
-
-func eventually(t *testing.T, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("never")
-		}
-	}
 }

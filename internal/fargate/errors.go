@@ -13,18 +13,19 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 )
 
-// This file turns what AWS says into the reasons that package bastion has. AWS
-// documents few of the texts, and says the same thing in different places, so
-// each text is looked for in all of them.
+// This file maps the errors of AWS to those of package bastion. AWS documents few of
+// its texts, and uses the same one in errors, failures and stopped reasons, so one
+// table serves them all.
 
-// reasons are pieces of texts, lower case, and what they mean; the first that
-// matches counts.
+// reasons are substrings of AWS's texts, in lower case, and their meanings; the first
+// match counts.
 var reasons = []struct {
 	text string
 	is   error
 }{
 	{"number of vcpus you can run concurrently", bastion.ErrQuota},
-	{"configuration is above your limit", bastion.ErrQuota}, // "The requested CPU configuration is ..."
+	{"number of tasks you can run concurrently", bastion.ErrQuota}, // in new accounts
+	{"configuration is above your limit", bastion.ErrQuota},        // "The requested CPU configuration is ..."
 	{"vcpu limit", bastion.ErrQuota},
 	{"capacity is unavailable", bastion.ErrCapacity},
 	{"capacity provider", bastion.ErrConfig}, // unknown, or not of this cluster
@@ -33,21 +34,25 @@ var reasons = []struct {
 	{"ephemeralstorage provisioning", bastion.ErrPlatform},
 	{"free addresses in subnet", bastion.ErrPlatform}, // another subnet may have some
 	{"not enough ip", bastion.ErrPlatform},
+	{"retrieve ecr registry auth", bastion.ErrImage}, // in "unable to pull secrets or registry auth: ..."
+	{"pull registry auth from", bastion.ErrImage},    // the same, by later versions
 	{"unable to pull secrets", bastion.ErrSecrets},
 	{"secretsmanager", bastion.ErrSecrets},
 	{"cannotpull", bastion.ErrImage}, // CannotPullContainerError, CannotPullImageManifestError, ...
 	{"pull image", bastion.ErrImage},
 	{"image manifest", bastion.ErrImage},
+	{"ecr repository", bastion.ErrImage}, // "The task cannot pull 'x' from the Amazon ECR repository 'y'. ..."
 	{"is not authorized to perform", bastion.ErrDenied},
 	{"unable to assume", bastion.ErrDenied}, // a role
 	{"does not exist", bastion.ErrConfig},   // "The subnet ID 'subnet-x' does not exist", "The specified log group does not exist."
+	{"connection issue between the task and", bastion.ErrConfig},
 	{"resourceinitializationerror", bastion.ErrPlatform},
 	{"task definition", bastion.ErrConfig}, // "Unable to describe task definition."
 	{"not found", bastion.ErrConfig},
 }
 
-// meaning returns the reason a text gives; nil if it gives none that is known.
-func meaning(text string) error {
+// reasonOf returns the meaning of a text of AWS; nil if it is unknown.
+func reasonOf(text string) error {
 	text = strings.ToLower(text)
 	for _, r := range reasons {
 		if strings.Contains(text, r.text) {
@@ -57,7 +62,32 @@ func meaning(text string) error {
 	return nil
 }
 
-// codes are those of errors, for which the text does not matter.
+// unreachable are substrings, in lower case, of the texts of tasks that could not
+// connect to the registry, or to another service that they need to start.
+var unreachable = []string{
+	"connection issue between the task and", "i/o timeout", "context deadline exceeded", "request canceled while waiting for connection",
+	"send request failed", "request send failed", "no route to host", "network is unreachable",
+}
+
+// noRouteAdvice is for the operator.
+const noRouteAdvice = "; the subnet seems to have no route there: it needs a NAT gateway, or VPC endpoints (ecr.api, ecr.dkr, s3, logs, secretsmanager or ssm), or to be public, with assign_public_ip; and the security group must let out TCP port 443"
+
+// routeAdvice returns noRouteAdvice if a start failed because the task could not
+// connect to a service.
+func routeAdvice(reason error, text string) string {
+	text = strings.ToLower(text)
+	switch reason {
+	case bastion.ErrImage, bastion.ErrSecrets, bastion.ErrConfig:
+		for _, sign := range unreachable {
+			if strings.Contains(text, sign) {
+				return noRouteAdvice
+			}
+		}
+	}
+	return ""
+}
+
+// codes maps error codes for which the text does not matter.
 var codes = map[string]error{
 	"AccessDeniedException":                          bastion.ErrDenied,
 	"AccessDenied":                                   bastion.ErrDenied,
@@ -76,7 +106,7 @@ var codes = map[string]error{
 	"PlatformTaskDefinitionIncompatibilityException": bastion.ErrConfig,
 }
 
-// classify adds to an error of the SDK the reason that it amounts to.
+// classify wraps an error of the SDK in the error of package bastion that it means.
 func classify(err error) error {
 	var api smithy.APIError
 	var reason error
@@ -87,7 +117,7 @@ func classify(err error) error {
 		reason = bastion.ErrBusy
 	case errors.As(err, &api):
 		if reason = codes[api.ErrorCode()]; reason == nil {
-			reason = meaning(api.ErrorMessage())
+			reason = reasonOf(api.ErrorMessage())
 		}
 		if reason == nil && (api.ErrorCode() == "InvalidParameterException" || api.ErrorCode() == "ClientException") {
 			reason = bastion.ErrConfig
@@ -95,21 +125,21 @@ func classify(err error) error {
 	case strings.Contains(err.Error(), "get credentials"), strings.Contains(err.Error(), "retrieve credentials"):
 		reason = bastion.ErrDenied
 	}
-	if reason == nil || errors.Is(err, reason) { // said before
+	if reason == nil || errors.Is(err, reason) { // classified before
 		return err
 	}
 	return fmt.Errorf("%w: %w", reason, err)
 }
 
-// failure is why a RunTask that succeeded started nothing.
-func failure(failures []types.Failure) error {
+// failureReason returns the reason why a successful RunTask started no task.
+func failureReason(failures []types.Failure) error {
 	if len(failures) == 0 {
-		return errors.New("ECS started nothing, and does not say why")
+		return errors.New("ECS started no task and gave no reason")
 	}
 	var errs []error
 	for _, f := range failures {
 		text := strings.TrimSpace(aws.ToString(f.Reason) + " " + aws.ToString(f.Detail))
-		reason := meaning(text)
+		reason := reasonOf(text)
 		if reason == nil && strings.HasPrefix(text, "RESOURCE") {
 			reason = bastion.ErrCapacity
 		}
@@ -122,8 +152,8 @@ func failure(failures []types.Failure) error {
 	return errors.Join(errs...)
 }
 
-// stopped is why a task has ended, or is about to.
-func stopped(t types.Task) error {
+// stopReason returns the reason why a task has stopped, or is stopping.
+func stopReason(t types.Task) error {
 	text := fmt.Sprintf("%s: %s", t.StopCode, aws.ToString(t.StoppedReason))
 	for _, c := range t.Containers {
 		if reason := aws.ToString(c.Reason); reason != "" {
@@ -133,22 +163,35 @@ func stopped(t types.Task) error {
 			text += fmt.Sprintf("; container %s exited with %d", aws.ToString(c.Name), *c.ExitCode)
 		}
 	}
-	var reason error
-	switch t.StopCode {
-	case types.TaskStopCodeSpotInterruption, types.TaskStopCodeTerminationNotice:
-		reason = bastion.ErrCapacity
-	case types.TaskStopCodeTaskFailedToStart:
-		reason = meaning(text)
+	var reasons []error
+	lower := strings.ToLower(text)
+	switch {
+	case strings.Contains(lower, "outofmemory"): // "OutOfMemoryError: Container killed due to memory usage", of the container
+		reasons = append(reasons, bastion.ErrMemory)
+	case t.StopCode == types.TaskStopCodeSpotInterruption, strings.Contains(lower, "spot task was interrupted"):
+		// With ErrCapacity, a start is repeated in another subnet.
+		reasons = append(reasons, bastion.ErrInterrupted, bastion.ErrCapacity)
+	case t.StopCode == types.TaskStopCodeTerminationNotice, t.StopCode == types.TaskStopCodeInfrastructureHealth,
+		strings.Contains(lower, "maintenance on the underlying infrastructure"): // the retirement of a host
+		reasons = append(reasons, bastion.ErrMaintenance)
+	case t.StopCode == types.TaskStopCodeTaskFailedToStart:
+		if reason := reasonOf(text); reason != nil {
+			reasons = append(reasons, reason)
+			text += routeAdvice(reason, text)
+		}
+	case t.StopCode == types.TaskStopCodeUserInitiated:
+		reasons = append(reasons, bastion.ErrStopped)
 	}
-	if reason == nil {
-		return errors.New(text)
+	err := errors.New(text)
+	for _, reason := range reasons {
+		err = fmt.Errorf("%w: %w", reason, err)
 	}
-	return fmt.Errorf("%w: %s", reason, text)
+	return err
 }
 
-// conflict returns the tasks that an earlier request with the same token has
-// started, if it had other parameters.
-func conflict(err error) ([]string, bool) {
+// conflictingTasks returns the tasks of an earlier request with the same token and
+// other parameters, if err says that there was one.
+func conflictingTasks(err error) ([]string, bool) {
 	var c *types.ConflictException
 	if errors.As(err, &c) {
 		return c.ResourceIds, true
@@ -165,12 +208,33 @@ func notFound(err error) bool {
 
 var throttles = retry.IsErrorThrottles(retry.DefaultThrottles)
 
-// throttled reports whether AWS says that it is asked too often.
-func throttled(err error) bool { return throttles.IsErrorThrottle(err) == aws.TrueTernary }
+// throttled reports whether err is a throttling error of ECS, or of EC2, which ECS
+// calls for the gateway. In the latter case ECS's own error is another, such as
+// "InvalidParameterException: Error retrieving security group information for
+// [sg-1]: Request limit exceeded. (ErrorCode: RequestLimitExceeded)".
+func throttled(err error) bool {
+	if throttles.IsErrorThrottle(err) == aws.TrueTernary {
+		return true
+	}
+	var api smithy.APIError
+	if !errors.As(err, &api) {
+		return false
+	}
+	_, code, ok := strings.Cut(api.ErrorMessage(), "(ErrorCode: ")
+	code, _, _ = strings.Cut(code, ")")
+	_, throttle := retry.DefaultThrottleErrorCodes[strings.TrimPrefix(code, "Client.")]
+	return ok && throttle
+}
 
 var retryables = retry.IsErrorRetryables(retry.DefaultRetryables)
 
 // transient reports whether the same request may succeed later.
 func transient(err error) bool {
 	return retryables.IsErrorRetryable(err) == aws.TrueTernary || throttled(err)
+}
+
+// hasCode reports whether err is an error of AWS with that code.
+func hasCode(err error, code string) bool {
+	var api smithy.APIError
+	return errors.As(err, &api) && api.ErrorCode() == code
 }

@@ -13,25 +13,23 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 )
 
-// Fargate starts 20 on-demand tasks a second in an account and Region, and a
-// hundred at once after a pause ("AWS Fargate throttling quotas", Amazon ECS
-// Developer Guide). Who asks for more is refused and must ask again, so it is
-// better to wait here.
+// Fargate launches 20 on-demand tasks per second in an account and Region, with a
+// burst of 100 ("AWS Fargate throttling quotas", Amazon ECS Developer Guide). It
+// rejects more, and they must be retried, so it is better to wait here.
 const (
-	launchRate  rate.Limit = 20
-	launchBurst            = 100
-	slowest     rate.Limit = 1
+	launchRate    rate.Limit = 20
+	launchBurst              = 100
+	minLaunchRate rate.Limit = 1
 )
 
-// A pace spreads RunTask calls over time. When ECS says that there are too many
-// all the same, because other gateways, or others in the account, start tasks
-// too, or because the account's quota is another, it halves, and grows again with
-// each call that is heard.
+// A pace limits the rate of RunTask calls. ECS throttles them all the same if other
+// programs of the account start tasks, or if the account has a lower quota. The
+// rate is then halved, and grows again with each call that is not throttled.
 type pace struct {
 	limiter *rate.Limiter
-	// queue is held by the first of those who have not called yet, next by the
-	// one that waits for the limiter. Others that wait are not on the
-	// limiter's books yet, so that a new pace counts for them.
+	// queue is held by the first launch that has not called RunTask yet, and
+	// next by the one that waits for the limiter. The others have no reservation
+	// from the limiter yet, so that a change of the rate applies to them.
 	queue, next chan struct{}
 
 	mu     sync.Mutex
@@ -42,8 +40,8 @@ func newPace() *pace {
 	return &pace{limiter: rate.NewLimiter(launchRate, launchBurst), queue: make(chan struct{}, 1), next: make(chan struct{}, 1)}
 }
 
-// enqueue blocks until the caller is the first of those who have not called yet,
-// in the order of the calls. He has to leave once he has had his turn.
+// enqueue blocks until the caller is the first that has not called RunTask yet, in
+// the order of the calls of enqueue. The caller must call leave after its wait.
 func (p *pace) enqueue(ctx context.Context) (leave func(), err error) {
 	select {
 	case p.queue <- struct{}{}:
@@ -53,9 +51,8 @@ func (p *pace) enqueue(ctx context.Context) (leave func(), err error) {
 	}
 }
 
-// wait blocks until it is the caller's turn. Who has to call again waits here
-// without queueing again, so that what was begun comes to an end before more is
-// begun.
+// wait blocks until the caller may call RunTask. Retries call wait without enqueue,
+// so that launches in progress finish before new ones start.
 func (p *pace) wait(ctx context.Context) error {
 	select {
 	case p.next <- struct{}{}:
@@ -66,49 +63,52 @@ func (p *pace) wait(ctx context.Context) error {
 	}
 }
 
-// record adjusts the pace to how a call went.
-func (p *pace) record(err error) {
+// observe adjusts the rate to the result of a call.
+func (p *pace) observe(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
 	switch limit := p.limiter.Limit(); {
 	case err == nil:
-		p.limiter.SetLimitAt(now, min(launchRate, limit+1/limit)) // one a second more, each second
-	case throttled(err) && now.Sub(p.halved) > time.Second: // once for calls that were refused together
+		p.limiter.SetLimitAt(now, min(launchRate, limit+1/limit)) // increases by one per second, each second
+	case throttled(err) && now.Sub(p.halved) > time.Second: // once for calls that were throttled together
 		p.halved = now
-		p.limiter.SetLimitAt(now, max(slowest, limit/2))
-		// What is left of the burst would only be refused too.
+		p.limiter.SetLimitAt(now, max(minLaunchRate, limit/2))
+		// The rest of the burst would be throttled, too.
 		p.limiter.ReserveN(now, max(0, int(p.limiter.TokensAt(now))))
 	}
 }
 
-// A breaker keeps launches away from a Region that is full. Without it every user
-// who waits would ask ECS again and again for what it does not have.
+// A breaker is a circuit breaker for a Region without capacity. Without it, each
+// waiting user would cause two RunTask calls per attempt.
 //
-// A subnet, which is in one zone, can be full while the others are not, and Spot
-// while on-demand is not; the second attempt of a launch finds out. So the breaker
-// opens when there is no on-demand capacity in any of the subnets.
+// A subnet, which is in one zone, can lack capacity while another has some, and Spot
+// can while on-demand does not; the second attempt of a launch tries the other. So
+// the breaker opens when no subnet has on-demand capacity.
 type breaker struct {
 	mu       sync.Mutex
-	failures map[string]int // by subnet, since the last success anywhere
+	failures map[string]int // by subnet, since the last success in any of them
 	pauses   int            // in a row
-	until    time.Time      // nothing is tried before
-	trying   time.Time      // since when a single launch tries, after that
+	until    time.Time      // end of the pause
+	probing  time.Time      // when the single launch after the pause was admitted
 	cause    error
 }
 
 const (
-	// breakAfter is how many launches in a row may find no room in a subnet.
-	breakAfter = 4
-	// breakFirst is how long nothing is tried then; it doubles up to breakMax
-	// while there still is no room.
-	breakFirst, breakMax = 5 * time.Second, time.Minute
-	// tryFor is how long the one that tries may take to find out.
-	tryFor = 30 * time.Second
+	// openAfter is the number of launches in a row without capacity, in each
+	// subnet, that opens the breaker.
+	openAfter = 4
+	// firstPause is the time without launches after that. It doubles, up to
+	// maxPause, while there still is no capacity.
+	firstPause, maxPause = 5 * time.Second, time.Minute
+	// probeTimeout is the time after which another launch probes, if the first
+	// has no result.
+	probeTimeout = 30 * time.Second
 )
 
-// admit returns an error while nothing is to be tried. To be asked once for each
-// launch: the one that tries must not be kept from going on.
+// admit returns an error while the breaker is open, except to one launch at a time
+// after the pause. It must be called once per start: the admitted one must be able
+// to retry.
 func (b *breaker) admit(subnets []string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -117,25 +117,25 @@ func (b *breaker) admit(subnets []string) error {
 	case !b.full(subnets):
 		return nil
 	case now.Before(b.until):
-		return fmt.Errorf("not tried before %s: %w", b.until.Format(time.TimeOnly), b.cause)
-	case now.Sub(b.trying) < tryFor:
-		return fmt.Errorf("not tried while another launch tries: %w", b.cause)
+		return fmt.Errorf("no attempt before %s: %w", b.until.Format(time.TimeOnly), b.cause)
+	case now.Sub(b.probing) < probeTimeout:
+		return fmt.Errorf("no attempt while another launch probes: %w", b.cause)
 	}
-	b.trying = now
+	b.probing = now
 	return nil
 }
 
 func (b *breaker) full(subnets []string) bool {
 	for _, s := range subnets {
-		if b.failures[s] < breakAfter {
+		if b.failures[s] < openAfter {
 			return false
 		}
 	}
 	return true
 }
 
-// record takes note of how an attempt ended that was made in one of the subnets.
-func (b *breaker) record(subnets []string, subnet string, spot bool, err error) {
+// observe enters the result of an attempt in one of the subnets.
+func (b *breaker) observe(subnets []string, subnet string, spot bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.failures == nil {
@@ -160,25 +160,24 @@ func (b *breaker) record(subnets []string, subnet string, spot bool, err error) 
 	default:
 		return
 	}
-	// Not ErrGone: the task that found no room is gone, and that says nothing about
-	// the generation of whoever is turned away.
+	// Without ErrGone, since the error is for launches of other generations.
 	b.cause = fmt.Errorf("%w: %v", kind, err)
 	now := time.Now()
-	// Those that were under way when it opened say nothing new.
+	// Launches that were in progress when it opened do not prolong the pause.
 	if b.full(subnets) && !now.Before(b.until) {
-		pause := min(breakMax, breakFirst<<min(b.pauses, 10))
+		pause := min(maxPause, firstPause<<min(b.pauses, 10))
 		b.pauses++
-		b.until, b.trying = now.Add(pause*3/4+rand.N(pause/2)), time.Time{}
+		b.until, b.probing = now.Add(pause*3/4+rand.N(pause/2)), time.Time{}
 	}
 }
 
-// backoff is how long to wait before the nth repetition.
+// backoff returns the time before the nth retry.
 func backoff(n int) time.Duration {
 	d := min(10*time.Second, 250*time.Millisecond<<min(n, 10))
 	return d/2 + rand.N(d/2)
 }
 
-// sleep waits, or returns the cause of ctx's end.
+// sleep waits for d, or returns the cause of ctx's end.
 func sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d):

@@ -24,7 +24,7 @@ func TestPace(t *testing.T) {
 				if err := p.wait(t.Context()); err != nil {
 					t.Error(err)
 				}
-				p.record(nil)
+				p.observe(nil)
 			})
 		}
 		calls.Wait()
@@ -32,8 +32,8 @@ func TestPace(t *testing.T) {
 			t.Errorf("1000 launches took %v, want 45 s", took)
 		}
 
-		// Refusals slow it down, also for those who wait already; and it
-		// recovers.
+		// A throttled call lowers the rate, also for calls of wait that block
+		// already. Successful calls raise it again.
 		time.Sleep(time.Minute)
 		for range 100 {
 			p.wait(t.Context())
@@ -44,31 +44,31 @@ func TestPace(t *testing.T) {
 		}
 		for range 3 {
 			time.Sleep(1100 * time.Millisecond)
-			p.record(refused)
-			p.record(refused) // at the same time: counts once
+			p.observe(refused)
+			p.observe(refused) // within a second of the last: no effect
 		}
 		calls.Wait()
 		if got := p.limiter.Limit(); got != 2.5 {
-			t.Errorf("after three rounds of refusals: %v a second, want 2.5", got)
+			t.Errorf("after three throttled calls: %v a second, want 2.5", got)
 		}
 		for range 200 {
-			p.record(nil)
+			p.observe(nil)
 		}
 		if got := p.limiter.Limit(); got < 19 || got > launchRate {
 			t.Errorf("after 200 successes: %v a second", got)
 		}
 		for range 20 {
 			time.Sleep(2 * time.Second)
-			p.record(refused)
+			p.observe(refused)
 		}
-		if got := p.limiter.Limit(); got != slowest {
-			t.Errorf("after nothing but refusals: %v a second", got)
+		if got := p.limiter.Limit(); got != minLaunchRate {
+			t.Errorf("after throttled calls only: %v a second", got)
 		}
 	})
 }
 
-// TestQueue: who has called before goes first, and one who leaves without a call
-// uses up no turn.
+// TestQueue: a retry, which calls wait without enqueue, is served before new
+// launches. A launch that leaves the queue before wait uses no token of the limiter.
 func TestQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPace()
@@ -78,10 +78,10 @@ func TestQueue(t *testing.T) {
 		var order []string
 		var mu sync.Mutex
 		var calls sync.WaitGroup
-		done := func(who string) {
+		done := func(kind string) {
 			mu.Lock()
 			defer mu.Unlock()
-			order = append(order, who)
+			order = append(order, kind)
 		}
 		for range 5 {
 			calls.Go(func() {
@@ -123,7 +123,7 @@ func TestQueue(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := p.enqueue(ended); err == nil {
-			t.Error("queued though nobody waits")
+			t.Error("enqueue succeeded with an ended context")
 		}
 		leave()
 	})
@@ -135,29 +135,30 @@ func TestBreaker(t *testing.T) {
 		zones := []string{"a", "b"}
 		full := fmt.Errorf("%w: %w", bastion.ErrGone, bastion.ErrCapacity)
 		admit := func() error { return b.admit(zones) }
-		// One zone that is full, or Spot in all, is not the Region.
+		// Failures in one zone only, or of Spot only, do not open the breaker.
 		for range 100 {
-			b.record(zones, "a", false, full)
-			b.record(zones, "a", true, full)
-			b.record(zones, "b", true, full)
-			b.record(zones, "b", true, bastion.ErrQuota)
+			b.observe(zones, "a", false, full)
+			b.observe(zones, "a", true, full)
+			b.observe(zones, "b", true, full)
+			b.observe(zones, "b", true, bastion.ErrQuota)
 		}
-		for i := range breakAfter {
+		for i := range openAfter {
 			if err := admit(); err != nil {
 				t.Fatalf("after %d failures: %v", i, err)
 			}
-			b.record(zones, "b", false, full)
-			b.record(zones, "b", false, errors.New("something else")) // says nothing about room
+			b.observe(zones, "b", false, full)
+			b.observe(zones, "b", false, errors.New("something else")) // not about capacity: not counted
 		}
 		if err := admit(); !errors.Is(err, bastion.ErrCapacity) || errors.Is(err, bastion.ErrGone) {
-			t.Fatalf("not open after %d failures: %v", breakAfter, err)
+			t.Fatalf("not open after %d failures: %v", openAfter, err)
 		}
-		// Those that were under way do not make the pause longer.
+		// Failures of launches admitted earlier do not lengthen the pause.
 		for range 100 {
-			b.record(zones, "a", false, full)
+			b.observe(zones, "a", false, full)
 		}
-		time.Sleep(breakFirst * 3 / 2)
-		// One at a time tries again, and the pauses grow.
+		time.Sleep(firstPause * 3 / 2)
+		// After a pause, one probe at a time is admitted, and each failure
+		// lengthens the pause.
 		tries := 0
 		for began := time.Now(); time.Since(began) < 10*time.Minute; time.Sleep(100 * time.Millisecond) {
 			if admit() != nil {
@@ -165,38 +166,39 @@ func TestBreaker(t *testing.T) {
 			}
 			tries++
 			if err := admit(); err == nil {
-				t.Fatal("two try at the same time")
+				t.Fatal("two probes at the same time")
 			}
-			b.record(zones, "a", false, full)
+			b.observe(zones, "a", false, full)
 		}
 		if tries < 9 || tries > 18 {
-			t.Errorf("%d tries in ten minutes", tries)
+			t.Errorf("%d probes in ten minutes, want 9 to 18", tries)
 		}
-		time.Sleep(2 * breakMax)
+		time.Sleep(2 * maxPause)
 		if err := admit(); err != nil {
 			t.Fatal(err)
 		}
-		b.record(zones, "b", true, nil)
+		b.observe(zones, "b", true, nil)
 		for range 100 {
 			if err := admit(); err != nil {
 				t.Fatalf("open after a success: %v", err)
 			}
 		}
-		// The quota is one of the whole account.
-		for range breakAfter {
-			b.record(zones, "a", false, bastion.ErrQuota)
+		// The quota holds for all zones, so failures in one open the breaker.
+		for range openAfter {
+			b.observe(zones, "a", false, bastion.ErrQuota)
 		}
 		if err := admit(); !errors.Is(err, bastion.ErrQuota) {
 			t.Fatalf("not open although the quota is used up: %v", err)
 		}
-		// The one that tries may never tell.
-		time.Sleep(breakMax)
+		// If the result of a probe is never observed, another is admitted after
+		// probeTimeout.
+		time.Sleep(maxPause)
 		if err := admit(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(tryFor)
+		time.Sleep(probeTimeout)
 		if err := admit(); err != nil {
-			t.Errorf("blocked by one that is silent: %v", err)
+			t.Errorf("blocked by a probe without a result: %v", err)
 		}
 	})
 }

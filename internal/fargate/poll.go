@@ -1,6 +1,7 @@
 package fargate
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -17,53 +18,55 @@ import (
 )
 
 const (
-	// pollEvery is the time between two DescribeTasks.
+	// pollEvery is the time between two DescribeTasks of a cluster.
 	pollEvery = time.Second
-	// pollTimeout bounds one of them.
+	// pollTimeout limits a DescribeTasks call.
 	pollTimeout = 10 * time.Second
-	// describeMax is how many tasks one of them may name (API_DescribeTasks).
+	// describeMax is the number of tasks that one call may name
+	// (API_DescribeTasks).
 	describeMax = 100
+
+	// missingFor is how long ECS may not know a task that it has just started.
+	missingFor = time.Minute
+	// missingAnswers is the number of answers in a row by which any other task is
+	// known to be gone. A task that another gateway has just launched is known to
+	// ECS by then.
+	missingAnswers = 5
 )
 
-// A poller asks ECS about tasks, on behalf of all who want to know, with one
+// A poller describes the tasks of a cluster for all goroutines that ask, with one
 // call a second for each hundred tasks.
 type poller struct {
 	ecs     *ecs.Client
 	cluster string
+	every   time.Duration // between two calls
 	log     *slog.Logger
 
 	mu       sync.Mutex
-	asked    map[string][]chan<- answer // by ARN; those of the next turn
-	turning  bool                       // a goroutine serves them
-	last     time.Time                  // turn
-	absences map[string]absence         // of tasks that are missing
-	launches map[string]time.Time       // when this process was told of tasks that are new
+	asked    map[string][]chan<- answer // by ARN; for the next poll
+	serving  bool                       // a goroutine runs serve
+	last     time.Time                  // of the polls
+	absences map[string]absence         // of missing tasks, by ARN
+	launches map[string]time.Time       // of recently launched tasks, by ARN
 }
 
+// An answer is the result of a poll for one task.
 type answer struct {
 	task types.Task
-	// missing says that ECS does not know the task, and gone that it has not
-	// for so long that it never will.
+	// missing says that ECS does not know the task, and gone that it will not
+	// know it later either.
 	missing, gone bool
 	err           error
 }
 
-// An absence is how often in a row ECS has said that it does not know a task.
+// An absence counts the answers in a row by which ECS does not know a task.
 type absence struct {
 	answers int
 	last    time.Time
 }
 
-const (
-	// missingFor is how long ECS may not know a task that it has just started.
-	missingFor = time.Minute
-	// missingAnswers is how many answers in a row say of any other task that
-	// it is gone. One that another gateway has just launched is known by then.
-	missingAnswers = 5
-)
-
-// launched takes note of a task that ECS may not know yet.
-func (p *poller) launched(arn string) {
+// expect enters a task that was just launched, which ECS may not know yet.
+func (p *poller) expect(arn string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
@@ -75,27 +78,26 @@ func (p *poller) launched(arn string) {
 	p.launches[arn] = now
 }
 
-// poller returns that of a cluster.
+// poller returns the poller of a cluster.
 func (c *Cloud) poller(cluster string) *poller {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p := c.pollers[cluster]
 	if p == nil {
-		p = &poller{ecs: c.ecs, cluster: cluster, log: c.Log, asked: map[string][]chan<- answer{}, absences: map[string]absence{}, launches: map[string]time.Time{}}
+		p = &poller{ecs: c.ecs, cluster: cluster, every: cmp.Or(c.pollEvery, pollEvery), log: c.Log, asked: map[string][]chan<- answer{}, absences: map[string]absence{}, launches: map[string]time.Time{}}
 		c.pollers[cluster] = p
 	}
 	return p
 }
 
-// ask returns what ECS says of the task at the next turn, which begins within a
-// second.
+// ask returns the answer of the next poll, which begins within a second.
 func (p *poller) ask(ctx context.Context, arn string) (answer, error) {
 	reply := make(chan answer, 1)
 	p.mu.Lock()
 	p.asked[arn] = append(p.asked[arn], reply)
-	if !p.turning {
-		p.turning = true
-		// It ends when nobody asks any more; each call in it is bounded.
+	if !p.serving {
+		p.serving = true
+		// It ends when no task is asked for; each call in it has a timeout.
 		go p.serve()
 	}
 	p.mu.Unlock()
@@ -107,16 +109,16 @@ func (p *poller) ask(ctx context.Context, arn string) (answer, error) {
 	}
 }
 
-// serve takes turns until nobody asks.
+// serve polls until no task is asked for.
 func (p *poller) serve() {
 	for {
 		p.mu.Lock()
 		if len(p.asked) == 0 {
-			p.turning = false
+			p.serving = false
 			p.mu.Unlock()
 			return
 		}
-		wait := time.Until(p.last.Add(pollEvery))
+		wait := time.Until(p.last.Add(p.every))
 		p.mu.Unlock()
 		time.Sleep(wait)
 
@@ -125,12 +127,12 @@ func (p *poller) serve() {
 		p.asked = map[string][]chan<- answer{}
 		p.last = time.Now()
 		p.mu.Unlock()
-		p.turn(asked)
+		p.poll(asked)
 	}
 }
 
-// turn answers those who have asked.
-func (p *poller) turn(asked map[string][]chan<- answer) {
+// poll answers asked, which is by ARN.
+func (p *poller) poll(asked map[string][]chan<- answer) {
 	var calls sync.WaitGroup
 	for some := range slices.Chunk(slices.Sorted(maps.Keys(asked)), describeMax) {
 		calls.Go(func() {
@@ -144,15 +146,16 @@ func (p *poller) turn(asked map[string][]chan<- answer) {
 	calls.Wait()
 }
 
-// describe returns an answer for each of the tasks.
+// describe returns an answer for each ARN.
 func (p *poller) describe(arns []string) map[string]answer {
 	ctx, cancel := context.WithTimeout(context.Background(), pollTimeout)
 	defer cancel()
 	out, err := p.ecs.DescribeTasks(ctx, &ecs.DescribeTasksInput{Cluster: &p.cluster, Tasks: arns})
 	answers := make(map[string]answer, len(arns))
-	// One that ECS takes for no task of the cluster spoils the answer for all:
+	// An ARN of another cluster makes the whole call fail, so it is searched for
+	// by bisection:
 	// "Invalid identifier: Identifier is for cluster X. Your cluster is Y".
-	if hasCode(err, "InvalidParameterException") {
+	if hasCode(err, "InvalidParameterException") && !throttled(err) {
 		if len(arns) == 1 {
 			answers[arns[0]] = answer{err: fmt.Errorf("task %s: %w: DescribeTasks in cluster %s: %w", arns[0], bastion.ErrGone, p.cluster, err)}
 			return answers
@@ -164,7 +167,7 @@ func (p *poller) describe(arns []string) map[string]answer {
 	}
 	if err != nil {
 		err = fmt.Errorf("DescribeTasks in cluster %s: %w", p.cluster, classify(err))
-		p.log.Warn("cannot tell how bastions are", "tasks", len(arns), "err", err)
+		p.log.Warn("cannot describe tasks", "tasks", len(arns), "err", err)
 		for _, arn := range arns {
 			answers[arn] = answer{err: err}
 		}
@@ -183,14 +186,14 @@ func (p *poller) describe(arns []string) map[string]answer {
 		}
 		a := p.absences[arn]
 		if now.Sub(a.last) > missingFor {
-			a.answers = 0 // that was about another time
+			a.answers = 0 // these are not in a row
 		}
 		a.answers, a.last = a.answers+1, now
 		p.absences[arn] = a
 		gone := a.answers >= missingAnswers && now.Sub(p.launches[arn]) > missingFor
 		answers[arn] = answer{missing: true, gone: gone}
 	}
-	for arn, a := range p.absences { // nobody asks for these any more
+	for arn, a := range p.absences { // of tasks that are no longer asked for
 		if now.Sub(a.last) > missingFor {
 			delete(p.absences, arn)
 		}

@@ -12,31 +12,34 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
-	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
+	"github.com/sallyport-ssh/sallyport/internal/sshca"
 )
 
-// The environment of an agent: the flags of "bastion-agent serve", and what is
-// there for List. Unlike tags, overrides stay when a task is stopped, and nobody
-// can change them.
+// The environment of an agent: flags of "bastion-agent serve", and values for List.
+// Unlike tags, overrides remain after a task has stopped, and cannot be changed.
 const (
 	envOwner       = "SALLYPORT_OWNER"
 	envAccount     = "SALLYPORT_ACCOUNT"
+	envGroups      = "SALLYPORT_GROUPS"
 	envFleetKey    = "SALLYPORT_FLEET_KEY"
 	envPrincipal   = "SALLYPORT_PRINCIPAL"
 	envIdle        = "SALLYPORT_IDLE"
 	envMaxLife     = "SALLYPORT_MAX_LIFE"
 	envMaxSessions = "SALLYPORT_MAX_SESSIONS"
+	envMaxChannels = "SALLYPORT_MAX_CHANNELS"
 	envAcceptEnv   = "SALLYPORT_ACCEPT_ENV"
+	envContainer   = "SALLYPORT_CONTAINER_ENV"
+	envTaskRole    = "SALLYPORT_TASK_ROLE"
 	envProfile     = "SALLYPORT_PROFILE"
 	envGeneration  = "SALLYPORT_GENERATION"
 	envDeployment  = "SALLYPORT_DEPLOYMENT"
 )
 
-// request returns the RunTask that launches a generation. It is the same each
-// time, for as long as the configuration is: ECS gives the same task only for
-// the same request. So there is no time, no chance and no state in it.
+// request returns the RunTask input that launches a generation. It depends on the
+// arguments and the configuration only, not on time, chance or state, because ECS
+// returns the same task only for the same request.
 func (l *Launcher) request(want bastion.Launch, group string) *ecs.RunTaskInput {
 	c := l.Cloud
 	env := []types.KeyValuePair{}
@@ -49,13 +52,22 @@ func (l *Launcher) request(want bastion.Launch, group string) *ecs.RunTaskInput 
 	set(envDeployment, c.deployment)
 	set(envGeneration, generation)
 	set(envAccount, l.Account)
-	set(envFleetKey, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(c.fleetKey))))
+	set(envGroups, cmp.Or(strings.Join(l.Groups, ","), "none")) // overrides a value in the image
+	set(envFleetKey, sshca.FormatKeys(l.FleetKeys))
 	set(envPrincipal, l.token(want.Owner, want.Generation))
 	set(envIdle, want.Idle.String())
 	set(envMaxLife, want.MaxLife.String())
 	set(envAcceptEnv, cmp.Or(strings.Join(l.AcceptEnv, ","), "none"))
+	set(envContainer, "true")
+	set(envTaskRole, strconv.FormatBool(l.TaskRole != "")) // overrides a value in the image
+	for _, f := range want.Forwarding.Flags() {
+		set("SALLYPORT_"+strings.ToUpper(strings.ReplaceAll(f[0], "-", "_")), f[1])
+	}
 	if l.MaxSessions > 0 {
 		set(envMaxSessions, strconv.Itoa(l.MaxSessions))
+	}
+	if l.MaxChannels > 0 {
+		set(envMaxChannels, strconv.Itoa(l.MaxChannels))
 	}
 
 	overrides := &types.TaskOverride{
@@ -83,7 +95,7 @@ func (l *Launcher) request(want bastion.Launch, group string) *ecs.RunTaskInput 
 		SecurityGroups: groups,
 		AssignPublicIp: types.AssignPublicIpDisabled,
 	}
-	if l.PublicIP {
+	if l.AssignPublicIP {
 		network.AssignPublicIp = types.AssignPublicIpEnabled
 	}
 
@@ -108,7 +120,7 @@ func (l *Launcher) request(want bastion.Launch, group string) *ecs.RunTaskInput 
 	if l.PlatformVersion != "" {
 		in.PlatformVersion = &l.PlatformVersion
 	}
-	// Fargate does not fall back from Spot by itself.
+	// Fargate does not fall back from Spot to on-demand by itself.
 	if l.spot(want) {
 		in.CapacityProviderStrategy = []types.CapacityProviderStrategyItem{{CapacityProvider: aws.String("FARGATE_SPOT"), Weight: 1}}
 	} else {
@@ -117,12 +129,11 @@ func (l *Launcher) request(want bastion.Launch, group string) *ecs.RunTaskInput 
 	return in
 }
 
-// spot reports whether a launch asks for Spot: the first attempt, if the profile
-// wants that.
+// spot reports whether a launch asks for Spot: only the first attempt does.
 func (l *Launcher) spot(want bastion.Launch) bool { return l.Spot && want.Attempt == 0 }
 
-// subnet returns the one for a generation. Owners begin anywhere, and each
-// generation goes on to the next.
+// subnet returns the subnet of a generation. An owner's first one depends on a hash
+// of the owner's name, and each generation is in the next.
 func (l *Launcher) subnet(want bastion.Launch) string {
 	h := fnv.New32a()
 	h.Write([]byte(want.Owner.String()))
@@ -130,18 +141,18 @@ func (l *Launcher) subnet(want bastion.Launch) string {
 	return l.Subnets[(uint64(h.Sum32())+uint64(want.Generation))%n]
 }
 
-// token returns the client token of a generation: 52 characters. The agent knows
-// it as its principal, which cannot be the task's ARN: that is not known before.
+// token returns the client token of a generation: 52 characters. It is also the
+// agent's principal, because the task's ARN is not known before the launch.
 func (l *Launcher) token(owner bastion.Owner, generation int64) string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%s\n%s\n%d", shortName(l.Cluster), l.Cloud.deployment, owner.User, owner.Profile, generation))
 	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:]))
 }
 
-// shortName returns the name of a cluster, which may be given by its ARN.
+// shortName returns the name of a cluster, given its name or its ARN.
 func shortName(cluster string) string { return cluster[strings.LastIndexByte(cluster, '/')+1:] }
 
-// clusterOf returns the name of the cluster that a task is in, by its ARN; empty if
-// it does not say (as those in the format from before 2018).
+// clusterOf returns the name of the cluster in a task's ARN; empty if there is none,
+// as in the format before 2018.
 func clusterOf(task string) string {
 	_, path, _ := strings.Cut(task, ":task/")
 	cluster, _, ok := strings.Cut(path, "/")
@@ -151,16 +162,16 @@ func clusterOf(task string) string {
 	return cluster
 }
 
-// startedBy is the same for all tasks of a deployment: ListTasks can filter by it
-// and by nothing else then.
+// startedBy is the same for all tasks of a deployment, so that ListTasks can filter
+// by it.
 func (c *Cloud) startedBy() string { return "sallyport/" + c.deployment }
 
-// subnets returns those a request names.
+// subnets returns the subnets of a request.
 func subnets(in *ecs.RunTaskInput) []string {
 	return in.NetworkConfiguration.AwsvpcConfiguration.Subnets
 }
 
-// environment returns what a task's overrides set a variable to.
+// environment returns the value of a variable in a task's overrides.
 func environment(t types.Task, name string) string {
 	if t.Overrides == nil {
 		return ""

@@ -1,7 +1,6 @@
 package fargate
 
 import (
-	"crypto/ed25519"
 	"encoding/json"
 	"reflect"
 	"strings"
@@ -9,35 +8,29 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
+	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
-
-func testKey(t testing.TB) ssh.Signer {
-	t.Helper()
-	_, private, err := ed25519.GenerateKey(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ssh.NewSignerFromSigner(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
 
 var alice = bastion.Launch{Owner: bastion.Owner{User: "alice", Profile: "default"}, Generation: 3, Idle: 15 * time.Minute, MaxLife: 12 * time.Hour}
 
 func TestRequestIsFrozen(t *testing.T) {
-	fleet := testKey(t)
+	fleet := sshtest.NewKey(t)
 	launcher := func() *Launcher {
 		return &Launcher{
-			Cloud:   NewCloud(aws.Config{Region: "eu-west-1"}, "prod", fleet.PublicKey()),
-			Profile: "default", Cluster: "sallyport", TaskDefinition: "sallyport-bastion:7", Container: "bastion", Account: "bastion",
-			Subnets: []string{"subnet-1", "subnet-2", "subnet-3"}, SecurityGroups: []string{"sg-1"},
-			AcceptEnv: []string{"LANG", "LC_*"}, MaxSessions: 10,
+			Cloud:     NewCloud(aws.Config{Region: "eu-west-1"}, "prod"),
+			FleetKeys: []ssh.PublicKey{fleet.PublicKey()},
+			Profile:   "default",
+			Options: Options{
+				Cluster: "sallyport", TaskDefinition: "sallyport-bastion:7", Container: "bastion", Account: "bastion",
+				Subnets: []string{"subnet-1", "subnet-2", "subnet-3"}, SecurityGroups: []string{"sg-1"},
+				AcceptEnv: []string{"LANG", "LC_*"},
+			},
+			MaxSessions: 10, MaxChannels: 300,
 		}
 	}
 	first := launcher().request(alice, "")
@@ -54,6 +47,10 @@ func TestRequestIsFrozen(t *testing.T) {
 	}
 	if seed := string(ssh.MarshalAuthorizedKey(fleet.PublicKey())); !strings.Contains(string(text), strings.Fields(seed)[1]) {
 		t.Error("the agent is not told whom to trust")
+	}
+
+	if !strings.Contains(string(text), `{"Name":"SALLYPORT_MAX_CHANNELS","Value":"300"}`) {
+		t.Errorf("the agent is not told how many channels there may be: %s", text)
 	}
 
 	byARN := launcher()
@@ -77,7 +74,7 @@ func TestRequestIsFrozen(t *testing.T) {
 		t.Errorf("%d different tokens, want 16", len(seen))
 	}
 
-	// Each generation goes on to another zone.
+	// Consecutive generations are launched in different subnets.
 	var zones []string
 	for generation := range int64(3) {
 		want := alice
@@ -91,9 +88,12 @@ func TestRequestIsFrozen(t *testing.T) {
 
 func TestRequestOptions(t *testing.T) {
 	l := &Launcher{
-		Cloud:   NewCloud(aws.Config{Region: "eu-west-1"}, "prod", testKey(t).PublicKey()),
-		Subnets: []string{"subnet-1"}, SecurityGroups: []string{"sg-1"}, Container: "bastion",
-		PublicIP: true, Spot: true, CPU: 1024, Memory: 2048, EphemeralStorage: 50, TaskRole: "arn:aws:iam::123456789012:role/x", PlatformVersion: "1.4.0",
+		Cloud:     NewCloud(aws.Config{Region: "eu-west-1"}, "prod"),
+		FleetKeys: []ssh.PublicKey{sshtest.NewKey(t).PublicKey()},
+		Options: Options{
+			Subnets: []string{"subnet-1"}, SecurityGroups: []string{"sg-1"}, Container: "bastion",
+			AssignPublicIP: true, ConnectPublic: true, Spot: true, CPU: 1024, Memory: 2048, EphemeralStorage: 50, TaskRole: "arn:aws:iam::123456789012:role/x", PlatformVersion: "1.4.0",
+		},
 	}
 	in := l.request(alice, "sg-alice")
 	network := in.NetworkConfiguration.AwsvpcConfiguration
@@ -103,14 +103,29 @@ func TestRequestOptions(t *testing.T) {
 	if o := in.Overrides; aws.ToString(o.Cpu) != "1024" || aws.ToString(o.Memory) != "2048" || o.EphemeralStorage.SizeInGiB != 50 || aws.ToString(o.TaskRoleArn) != l.TaskRole {
 		t.Errorf("overrides %+v", o)
 	}
+	granted := func(in *ecs.RunTaskInput) string {
+		return environment(types.Task{Overrides: in.Overrides}, envTaskRole)
+	}
+	l.TaskRole = ""
+	if with, without := granted(in), granted(l.request(alice, "")); with != "true" || without != "false" {
+		t.Errorf("the agent is told that the task role is granted: %q with one, %q without", with, without)
+	}
 	agent := func(l *Launcher) string {
 		return environment(types.Task{Overrides: l.request(alice, "").Overrides}, envAcceptEnv)
 	}
-	if got := agent(l); got != "none" { // whatever the image or the task definition says
+	if got := agent(l); got != "none" { // overrides the image and the task definition
 		t.Errorf("without AcceptEnv the agent is told %q", got)
 	}
 	l.AcceptEnv = []string{"LANG", "LC_*"}
 	if got := agent(l); got != "LANG,LC_*" {
+		t.Errorf("the agent is told %q", got)
+	}
+	groups := func() string { return environment(types.Task{Overrides: l.request(alice, "").Overrides}, envGroups) }
+	if got := groups(); got != "none" { // overrides the image and the task definition
+		t.Errorf("without Groups the agent is told %q", got)
+	}
+	l.Groups = []string{"sudo", "adm"}
+	if got := groups(); got != "sudo,adm" {
 		t.Errorf("the agent is told %q", got)
 	}
 	if len(l.SecurityGroups) != 1 {

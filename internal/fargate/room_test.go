@@ -15,8 +15,8 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 )
 
-// loginAll has users from..from+n-1 log in at once, and returns how many could
-// not.
+// loginAll logs users from..from+n-1 in at once, and returns the number of failed
+// logins.
 func loginAll(t *testing.T, g gateway, from, n int) int {
 	var failed atomic.Int64
 	var users sync.WaitGroup
@@ -31,8 +31,9 @@ func loginAll(t *testing.T, g gateway, from, n int) int {
 	return int(failed.Load())
 }
 
-// TestRoomElsewhere: Spot, or one zone, or two of three, are full. No user who has
-// a second attempt where there is room notices, whoever else comes.
+// TestRoomElsewhere: Spot, or one zone, or two of three, have no capacity. If the
+// second attempt of a launch is in a zone with capacity, the login succeeds, also
+// with many logins at once.
 func TestRoomElsewhere(t *testing.T) {
 	many := 100
 	if raceEnabled {
@@ -50,18 +51,20 @@ func TestRoomElsewhere(t *testing.T) {
 		"two zones":  {false, func(l awsfake.Launch) bool { return l.Subnet != awsfake.Subnets[0] }, awsfake.NoCapacity, 45},
 	} {
 		t.Run(name, func(t *testing.T) {
-			forSeeds(t, seeds()/5, func(t *testing.T, w *world, rng *rand.Rand) {
-				g := w.gateway(func(l *Launcher) { l.Spot = tt.spot })
-				w.cloud.OnLaunch = func(l awsfake.Launch) awsfake.Fate {
-					if tt.full(l) {
-						return awsfake.Fate{Failure: tt.why}
+			forSeeds(t, crowdSeeds(), func(t *testing.T, account *fakeAccount, rng *rand.Rand) {
+				g := account.gateway(func(l *Launcher) { l.Spot = tt.spot })
+				account.cloud.Set(func() {
+					account.cloud.OnLaunch = func(l awsfake.Launch) awsfake.Fate {
+						if tt.full(l) {
+							return awsfake.Fate{Failure: tt.why}
+						}
+						return awsfake.Fate{}
 					}
-					return awsfake.Fate{}
-				}
+				})
 				if n := loginAll(t, g, 0, many); n > many*tt.most/100 {
 					t.Errorf("together: %d of %d failed", n, many)
 				}
-				// Whoever failed is in a zone with room the next time.
+				// The next generation is in a zone with capacity.
 				if n := loginAll(t, g, 0, many); n > 0 {
 					t.Errorf("again: %d of %d failed", n, many)
 				}
@@ -78,9 +81,9 @@ func TestRoomElsewhere(t *testing.T) {
 	}
 }
 
-// TestTurnedAway: a bastion of which the gateway knows only that it was asked for
-// is not given up because the Region has become full. Nor does a profile that wants
-// Spot take that for Spot's quota, of which it has not heard.
+// TestTurnedAway: if the reply to RunTask was lost, its generation is kept while the
+// breaker is open, and the task is found once the breaker closes. With Spot, an open
+// breaker is not logged as an exhausted Spot quota.
 func TestTurnedAway(t *testing.T) {
 	for name, fate := range map[string]awsfake.Fate{
 		"capacity":       {FailIn: "PROVISIONING", Reason: awsfake.NoCapacity},
@@ -89,18 +92,20 @@ func TestTurnedAway(t *testing.T) {
 	} {
 		for _, spot := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, spot %v", name, spot), func(t *testing.T) {
-				perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
-					g := w.gateway(func(l *Launcher) { l.Spot = spot })
-					w.cloud.OnCall = func(c awsfake.Call) awsfake.Fault {
-						return awsfake.Fault{LoseReply: c.Action == "ecs:RunTask"}
-					}
+				perSeed(t, func(t *testing.T, account *fakeAccount, rng *rand.Rand) {
+					g := account.gateway(func(l *Launcher) { l.Spot = spot })
+					account.cloud.Set(func() {
+						account.cloud.OnCall = func(c awsfake.Call) awsfake.Fault {
+							return awsfake.Fault{LoseReply: c.Action == "ecs:RunTask"}
+						}
+					})
 					if _, err := g.login(t.Context(), "alice"); err == nil {
 						t.Fatal("logged in")
 					}
-					w.live("alice")
-					w.cloud.Set(func() {
-						w.cloud.OnCall = nil
-						w.cloud.OnLaunch = func(awsfake.Launch) awsfake.Fate { return fate }
+					account.live("alice")
+					account.cloud.Set(func() {
+						account.cloud.OnCall = nil
+						account.cloud.OnLaunch = func(awsfake.Launch) awsfake.Fate { return fate }
 					})
 					loginAll(t, g, 0, 30)
 					if err := g.launcher.breaker.admit(g.launcher.Subnets); err == nil {
@@ -108,41 +113,43 @@ func TestTurnedAway(t *testing.T) {
 					}
 					var log bytes.Buffer
 					g.launcher.Cloud.Log = slog.New(slog.NewTextHandler(&log, nil))
-					before := w.calls(0)["ecs:RunTask"]
+					before := account.calls(0)["ecs:RunTask"]
 					_, err := g.login(t.Context(), "alice")
-					if n := w.calls(0)["ecs:RunTask"] - before; err == nil || n > 0 || strings.Contains(log.String(), "Spot") {
+					if n := account.calls(0)["ecs:RunTask"] - before; err == nil || n > 0 || strings.Contains(log.String(), "Spot") {
 						t.Errorf("%d calls, %v, %s", n, err, log.String())
 					}
-					w.cloud.Set(func() { w.cloud.OnLaunch = nil })
-					time.Sleep(2 * breakMax)
+					account.cloud.Set(func() { account.cloud.OnLaunch = nil })
+					time.Sleep(2 * maxPause)
 					if task := g.mustLogin(t, "alice"); task.Generation != 1 {
 						t.Errorf("generation %d", task.Generation)
 					}
-					w.live("alice")
+					account.live("alice")
 				})
 			})
 		}
 	}
 }
 
-// TestTryIsThrottled: the launch that finds out whether there is room again is
-// refused for another reason first, and goes on.
+// TestTryIsThrottled: if the breaker's probe is throttled, or fails for another
+// reason than capacity, the launch retries it and succeeds.
 func TestTryIsThrottled(t *testing.T) {
 	for name, fault := range map[string]awsfake.Fault{"throttled": awsfake.Throttled, "broken": awsfake.Broken, "lost": {LoseReply: true}} {
 		t.Run(name, func(t *testing.T) {
-			perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
-				g := w.gateway(nil)
-				w.cloud.OnLaunch = func(awsfake.Launch) awsfake.Fate { return awsfake.Fate{Failure: awsfake.NoCapacity} }
+			perSeed(t, func(t *testing.T, account *fakeAccount, rng *rand.Rand) {
+				g := account.gateway(nil)
+				account.cloud.Set(func() {
+					account.cloud.OnLaunch = func(awsfake.Launch) awsfake.Fate { return awsfake.Fate{Failure: awsfake.NoCapacity} }
+				})
 				loginAll(t, g, 0, 30)
 				if err := g.launcher.breaker.admit(g.launcher.Subnets); err == nil {
 					t.Fatal("the breaker is not open")
 				}
-				w.cloud.Set(func() { w.cloud.OnLaunch = nil })
-				time.Sleep(2 * breakMax)
+				account.cloud.Set(func() { account.cloud.OnLaunch = nil })
+				time.Sleep(2 * maxPause)
 				var failed atomic.Int64
 				most := 1 + rng.Int64N(8)
-				w.cloud.Set(func() {
-					w.cloud.OnCall = func(c awsfake.Call) awsfake.Fault {
+				account.cloud.Set(func() {
+					account.cloud.OnCall = func(c awsfake.Call) awsfake.Fault {
 						if c.Action == "ecs:RunTask" && failed.Add(1) <= most {
 							return fault
 						}
@@ -155,32 +162,32 @@ func TestTryIsThrottled(t *testing.T) {
 	}
 }
 
-// TestSecondAttemptAfterReplays: a restarted gateway comes upon generations that
-// are used up before it meets a zone without room; the second attempt is a
-// generation that is not used up.
+// TestSecondAttemptAfterReplays: a restarted gateway first launches generations that
+// have ended already, then a new one in a zone without capacity. The second attempt
+// uses the next new generation.
 func TestSecondAttemptAfterReplays(t *testing.T) {
-	perSeed(t, func(t *testing.T, w *world, rng *rand.Rand) {
+	perSeed(t, func(t *testing.T, account *fakeAccount, rng *rand.Rand) {
 		before := int64(1 + rng.IntN(4))
 		for generation := range before {
-			task := w.dialer(&bastion.Memory{}, nil).mustLogin(t, "alice")
+			task := account.dialer(&bastion.Memory{}, nil).mustLogin(t, "alice")
 			if task.Generation != generation+1 {
 				t.Fatalf("generation %d", task.Generation)
 			}
-			w.cloud.StopAll("EssentialContainerExited", "Essential container in task exited")
+			account.cloud.StopAll("EssentialContainerExited", "Essential container in task exited")
 			time.Sleep(time.Minute)
 		}
 		launches := 0
-		w.cloud.Set(func() {
-			w.cloud.OnLaunch = func(awsfake.Launch) awsfake.Fate {
+		account.cloud.Set(func() {
+			account.cloud.OnLaunch = func(awsfake.Launch) awsfake.Fate {
 				if launches++; launches == 1 {
 					return awsfake.Fate{Failure: awsfake.NoCapacity}
 				}
 				return awsfake.Fate{}
 			}
 		})
-		if task := w.gateway(nil).mustLogin(t, "alice"); task.Generation != before+2 {
+		if task := account.gateway(nil).mustLogin(t, "alice"); task.Generation != before+2 {
 			t.Errorf("generation %d after %d", task.Generation, before)
 		}
-		w.live("alice")
+		account.live("alice")
 	})
 }

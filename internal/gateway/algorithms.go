@@ -1,61 +1,71 @@
 package gateway
 
 import (
+	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/sallyport-ssh/sallyport/internal/transport"
+	"github.com/sallyport-ssh/sallyport/internal/userauth"
 )
 
-// What clients are offered, unless the configuration names something else.
-//
-// There is no chacha20-poly1305: package ssh has no assembly for it on amd64,
-// and it must be rekeyed every GiB, which package ssh must never start by itself
-// (see rekeyThreshold). There is nothing with SHA-1, no DSA, and no ECDH
-// on the NIST curves, which no client needs.
-var (
-	defaultKexAlgorithms = []string{
-		ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeCurve25519,
-		ssh.KeyExchangeDH16SHA512, ssh.KeyExchangeDH14SHA256,
-	}
-	defaultCiphers = []string{ssh.CipherAES128GCM, ssh.CipherAES256GCM, ssh.CipherAES256CTR, ssh.CipherAES192CTR, ssh.CipherAES128CTR}
-	// gcmCiphers is what OpenSSH clients are offered. Until version 10 they
-	// put AES-CTR before AES-GCM, and the client's order decides (RFC 4253,
-	// section 7.1); CTR with its HMAC costs about twice the CPU.
-	gcmCiphers  = []string{ssh.CipherAES128GCM, ssh.CipherAES256GCM}
-	defaultMACs = []string{ssh.HMACSHA256ETM, ssh.HMACSHA512ETM, ssh.HMACSHA256, ssh.HMACSHA512}
+// This file chooses the algorithms that clients are offered: the defaults of package
+// transport, changed by the configuration. docs/security.md lists and explains them.
 
-	publicKeyAlgorithms = []string{
-		ssh.KeyAlgoED25519, ssh.KeyAlgoSKED25519, ssh.KeyAlgoSKECDSA256,
-		ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521,
-		ssh.KeyAlgoRSASHA256, ssh.KeyAlgoRSASHA512,
-	}
-)
+// gcmCiphers are offered to OpenSSH clients in place of the default. Before version 10
+// they prefer AES-CTR to AES-GCM, and the client's order decides (RFC 4253, section
+// 7.1); CTR with its HMAC costs about twice the CPU.
+var gcmCiphers = []string{ssh.CipherAES128GCM, ssh.CipherAES256GCM}
 
-// rekeyThreshold is so high that package ssh never starts a key exchange by
-// itself: while its own KEXINIT is unanswered it queues 64 packets and then stops
-// reading, and under load both sides then wait for each other for ever. Clients
-// start theirs as they like, and OpenSSH does. AES-GCM is good for far more than
-// this under one key (RFC 5647, section 7.1 counts invocations, 2^64 of them).
-const rekeyThreshold = 1 << 50
+// transportConfig returns the configuration of the client's transport.
+func (c *conn) transportConfig() *transport.Config {
+	return &transport.Config{
+		Version:       c.version(),
+		HostKeys:      slices.Concat(c.cfg.HostKeys, c.cfg.HostCertificates),
+		KexAlgorithms: applyList(transport.DefaultKexAlgorithms, c.cfg.KexAlgorithms),
+		CiphersFor: func(clientVersion string) []string {
+			if strings.HasPrefix(clientVersion, "SSH-2.0-OpenSSH_") {
+				return applyList(gcmCiphers, c.cfg.Ciphers)
+			}
+			return applyList(transport.DefaultCiphers, c.cfg.Ciphers)
+		},
+		MACs:       applyList(transport.DefaultMACs, c.cfg.MACs),
+		Extensions: userauth.Extensions(nil),
 
-func (s *Server) algorithms(clientVersion string) ssh.Config {
-	c := ssh.Config{
-		RekeyThreshold: rekeyThreshold,
-		KeyExchanges:   s.KexAlgorithms,
-		Ciphers:        s.Ciphers,
-		MACs:           s.MACs,
+		RekeyBytes:    c.cfg.RekeyBytes,
+		RekeyInterval: c.cfg.RekeyInterval,
 	}
-	if len(c.KeyExchanges) == 0 {
-		c.KeyExchanges = defaultKexAlgorithms
+}
+
+// applyList applies a list of the configuration to a default list, in the syntax of
+// Ciphers in sshd_config(5). If the first name begins with +, the names are appended;
+// with ^, they are put first; with -, names that match one of the patterns are removed.
+// Otherwise list replaces the default, unless it is empty. The result is never empty,
+// because package transport would use its own defaults then.
+func applyList(byDefault, list []string) []string {
+	if len(list) == 0 {
+		return byDefault
 	}
-	if len(c.MACs) == 0 {
-		c.MACs = defaultMACs
+	op, names := list[0][0], slices.Clone(list)
+	if strings.IndexByte("+^-", op) >= 0 {
+		names[0] = names[0][1:]
 	}
-	if len(c.Ciphers) == 0 {
-		c.Ciphers = defaultCiphers
-		if strings.HasPrefix(clientVersion, "SSH-2.0-OpenSSH_") {
-			c.Ciphers = gcmCiphers
+	added := func(name string) bool { return slices.Contains(names, name) }
+	switch op {
+	case '+':
+		return append(slices.DeleteFunc(slices.Clone(byDefault), added), names...)
+	case '^':
+		return append(names, slices.DeleteFunc(slices.Clone(byDefault), added)...)
+	case '-':
+		left := slices.DeleteFunc(slices.Clone(byDefault), func(name string) bool {
+			return slices.ContainsFunc(names, func(pattern string) bool { ok, _ := path.Match(pattern, name); return ok })
+		})
+		if len(left) == 0 {
+			return []string{"none"}
 		}
+		return left
 	}
-	return c
+	return names
 }

@@ -22,11 +22,13 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/policy"
 	"github.com/sallyport-ssh/sallyport/internal/record"
 	"github.com/sallyport-ssh/sallyport/internal/relay"
+	"github.com/sallyport-ssh/sallyport/internal/sshmsg"
+	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
-// TestLoginRefused looks at what the audit log says of logins that fail.
+// TestLoginRefused checks the login-refused events of failed logins.
 func TestLoginRefused(t *testing.T) {
-	ca := newKey(t)
+	ca := sshtest.NewKey(t)
 	certify := func(key ssh.Signer) ssh.Signer {
 		cert := &ssh.Certificate{Key: key.PublicKey(), Serial: 7, CertType: ssh.UserCert, KeyId: "alice@laptop", ValidPrincipals: []string{"alice", "ops"}, ValidBefore: ssh.CertTimeInfinity}
 		if err := cert.SignCert(rand.Reader, ca); err != nil {
@@ -41,36 +43,38 @@ func TestLoginRefused(t *testing.T) {
 	const certificate = "alice@laptop 7 [alice ops]"
 	for _, tt := range []struct {
 		name        string
-		keys        func(w *world) []ssh.Signer
+		keys        func(gw *testGateway) []ssh.Signer
 		roles       policy.Roles
 		auth        ssh.AuthMethod // in place of keys
 		certificate string
 		by          string // authorized_by
 		reason      string
 	}{
-		{name: "a plain key", keys: func(*world) []ssh.Signer { return []ssh.Signer{newKey(t)} }, reason: "not a key of this user"},
-		{name: "a certificate", keys: func(*world) []ssh.Signer { return []ssh.Signer{certify(newKey(t))} }, certificate: certificate, reason: "not a key of this user"},
-		{name: "hers, and not proven", keys: func(w *world) []ssh.Signer { return []ssh.Signer{stolenKey{certify(w.bob).PublicKey(), newKey(t)}} }, certificate: certificate, reason: "signature"},
-		{name: "hers, without a role", keys: func(w *world) []ssh.Signer { return []ssh.Signer{certify(w.bob)} }, roles: policy.Roles{}, certificate: certificate, by: "ca.pub:1", reason: "no role"},
-		{name: "no key at all", keys: func(*world) []ssh.Signer { return nil }, reason: "no auth passed"},
-		{name: "a password", auth: ssh.Password("x"), reason: "no auth passed"},
+		{name: "a plain key", keys: func(*testGateway) []ssh.Signer { return []ssh.Signer{sshtest.NewKey(t)} }, reason: "not a key of this user"},
+		{name: "a certificate", keys: func(*testGateway) []ssh.Signer { return []ssh.Signer{certify(sshtest.NewKey(t))} }, certificate: certificate, reason: "not a key of this user"},
+		{name: "hers, and not proven", keys: func(gw *testGateway) []ssh.Signer {
+			return []ssh.Signer{stolenKey{certify(gw.bob).PublicKey(), sshtest.NewKey(t)}}
+		}, certificate: certificate, reason: "signature"},
+		{name: "hers, without a role", keys: func(gw *testGateway) []ssh.Signer { return []ssh.Signer{certify(gw.bob)} }, roles: policy.Roles{}, certificate: certificate, by: "ca.pub:1", reason: "no role"},
+		{name: "no key at all", keys: func(*testGateway) []ssh.Signer { return nil }, reason: "left without logging in"},
+		{name: "a password", auth: ssh.Password("x"), reason: "left without logging in"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
-				events := w.auditTo(t)
-				w.srv.Roles = tt.roles
-				w.srv.Authorize = func(_ string, key ssh.PublicKey, _ netip.Addr, _ time.Time) (auth.Grant, error) {
-					if fingerprint(key) == fingerprint(w.bob.PublicKey()) {
+				gw := newTestGateway(t)
+				events := gw.auditTo(t)
+				gw.srv.Roles = tt.roles
+				gw.srv.Authorize = func(_ string, key ssh.PublicKey, _ netip.Addr, _ time.Time) (auth.Grant, error) {
+					if auth.Fingerprint(key) == auth.Fingerprint(gw.bob.PublicKey()) {
 						return auth.Grant{Permissions: identity.AllowAll(), Line: "ca.pub:1"}, nil
 					}
 					return auth.Grant{}, errors.New("not a key of this user")
 				}
 				method := tt.auth
 				if method == nil {
-					method = ssh.PublicKeys(tt.keys(w)...)
+					method = ssh.PublicKeys(tt.keys(gw)...)
 				}
-				nc, served := w.dialFrom(t.Context(), "203.0.113.7")
+				nc, served := gw.dialFrom(t.Context(), "203.0.113.7")
 				if _, _, _, err := ssh.NewClientConn(nc, "gateway", &ssh.ClientConfig{User: "alice+big", Auth: []ssh.AuthMethod{method}, HostKeyCallback: ssh.InsecureIgnoreHostKey()}); err == nil {
 					t.Fatal("logged in")
 				}
@@ -83,7 +87,7 @@ func TestLoginRefused(t *testing.T) {
 					}
 				}
 				if len(refused) != 1 {
-					t.Fatalf("%d events of a refused login", len(refused))
+					t.Fatalf("%d login-refused events, want 1", len(refused))
 				}
 				e := refused[0]
 				got := ""
@@ -93,17 +97,17 @@ func TestLoginRefused(t *testing.T) {
 				if e.User != "alice" || e.Profile != "big" || got != tt.certificate || e.AuthorizedBy != tt.by || !strings.Contains(e.Reason, tt.reason) || (e.Key != "") != (tt.keys != nil && tt.name != "no key at all") {
 					t.Errorf("the event is %+v with certificate %q, want %+v", e, got, tt)
 				}
-				if !strings.Contains(w.logged(), "user=alice") {
-					t.Errorf("the operator's log does not name the user:\n%s", w.logged())
+				if !strings.Contains(gw.logged(), "user=alice") {
+					t.Errorf("the operator's log does not name the user:\n%s", gw.logged())
 				}
 			})
 		})
 	}
 }
 
-// FuzzSession has a client send requests on a session, any it likes, and a
-// bastion answer them as its state allows or, at its whim, refuse them. Whatever
-// runs on a terminal is recorded, and each event is one line of JSON.
+// FuzzSession sends arbitrary requests on a session. The bastion grants those that are
+// valid in its state, and refuses some at random. If a program runs on a terminal, the
+// session is recorded.
 func FuzzSession(f *testing.F) {
 	kinds := []string{
 		"pty-req", "shell", "exec", "subsystem", "window-change", "env", "signal", "x11-req", // of a client
@@ -139,29 +143,27 @@ func FuzzSession(f *testing.F) {
 
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, steps []byte) {
-		s := &Server{Recordings: &record.Store{Dir: filepath.Join(dir, t.Name())}, Log: slog.New(slog.DiscardHandler)}
+		s := &Server{Settings: Settings{Recordings: &record.Store{Dir: filepath.Join(dir, t.Name())}}, Log: slog.New(slog.DiscardHandler)}
 		defer os.RemoveAll(s.Recordings.Dir)
-		c := &conn{Server: s, ref: "abcdefgh", log: s.Log, began: time.Now(), identity: identity.Identity{User: "alice", Profile: "default"}}
-		w := &watcher{conn: c, mode: identity.RecordInput}
-		ch, err := w.Open(relay.Opening{Kind: "session", FromClient: true})
+		c := &conn{srv: s, cfg: &s.Settings, ref: "abcdefgh", log: s.Log, began: time.Now(), identity: identity.Identity{User: "alice", Profile: "default"}}
+		gw := &watcher{conn: c, mode: identity.RecordInput}
+		ch, err := gw.Open(relay.Opening{Kind: "session", FromClient: true})
 		if err != nil {
 			t.Fatal(err)
 		}
 		session := ch.(*sessionWatcher)
+		taps := session.Taps()
 		tty, started := false, false // at the bastion
 		for len(steps) >= 2 {
 			kind, flags, n := kinds[int(steps[0]&0xf)%len(kinds)], steps[0], min(int(steps[1]), len(steps)-2)
 			payload := steps[2 : 2+n]
 			steps = steps[2+n:]
 			fromClient := kind != "exit-status" && kind != "exit-signal"
-			taps, err := session.Request(kind, fromClient, payload)
-			if err != nil {
+			if err := session.Request(kind, fromClient, payload); err != nil {
 				t.Fatalf("%s: %v", kind, err)
 			}
-			if taps != nil {
-				taps.ToClient(payload, false)
-				taps.ToBastion(payload, false)
-			}
+			taps.ToClient(payload, false)
+			taps.ToBastion(payload, false)
 			if !fromClient {
 				continue
 			}
@@ -175,7 +177,7 @@ func FuzzSession(f *testing.F) {
 				ok = ok && !started
 				started = started || ok
 				if ok && tty && session.recording == nil {
-					t.Fatal("a terminal, and no recording")
+					t.Fatal("a program runs on a terminal without a recording")
 				}
 			}
 			if flags&quiet == 0 {
@@ -186,15 +188,14 @@ func FuzzSession(f *testing.F) {
 	})
 }
 
-// terminalRequest is what a bastion wants to see: RFC 4254, section 6.2.
+// terminalRequest is the payload of a pty-req (RFC 4254, section 6.2).
 type terminalRequest struct {
 	Term                         string
 	Columns, Rows, Width, Height uint32
 	Modes                        string
 }
 
-// FuzzEvents has clients and bastions open channels and ask for things with any
-// payload: an event comes of it that can be written.
+// FuzzEvents makes events from arbitrary payloads. Each can be encoded as JSON.
 func FuzzEvents(f *testing.F) {
 	kinds := []string{
 		"direct-tcpip", "forwarded-tcpip", "direct-streamlocal@openssh.com", "forwarded-streamlocal@openssh.com", "x11",
@@ -230,8 +231,8 @@ func FuzzEvents(f *testing.F) {
 			events = append(events, e)
 		}
 		var m hostPorts
-		if kind == "direct-tcpip" && ssh.Unmarshal(payload, &m) == nil && events[0].Destination != hostPort(m.Host, m.Port) {
-			t.Fatalf("destination %q, want %q", events[0].Destination, hostPort(m.Host, m.Port))
+		if kind == "direct-tcpip" && ssh.Unmarshal(payload, &m) == nil && events[0].Destination != sshmsg.HostPort(m.Host, m.Port) {
+			t.Fatalf("destination %q, want %q", events[0].Destination, sshmsg.HostPort(m.Host, m.Port))
 		}
 		for _, e := range events {
 			if _, err := json.Marshal(e); err != nil {

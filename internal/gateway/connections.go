@@ -4,62 +4,67 @@ import (
 	"cmp"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
-	"golang.org/x/crypto/ssh"
-
+	"github.com/sallyport-ssh/sallyport/internal/audit"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 	"github.com/sallyport-ssh/sallyport/internal/relay"
+	"github.com/sallyport-ssh/sallyport/internal/transport"
 )
 
-// consoleProfile is what users ask for to get the console: user+ctl. No profile
-// can have this name.
+// consoleProfile is the profile of the console, as in user+ctl. Package config
+// rejects it as the name of another profile.
 const consoleProfile = "ctl"
 
-// A Connection is what is known of one whose user has logged in.
+// A Connection describes a connection whose user has logged in.
 type Connection struct {
 	Identity identity.Identity
-	// ClientVersion is the client's identification string, as it came.
+	// ClientVersion is the client's identification string, unchecked.
 	ClientVersion string
-	Since         time.Time
-	// Console says that this is one to the console: the rest is zero then.
+	Since         time.Time // when it was accepted
+	// Console is true for a connection to the console. The fields below are
+	// zero then.
 	Console bool
-	// Task and Generation name the bastion; zero while it is starting.
+	// Task and Generation name the bastion. They are zero while it starts.
 	Task       string
 	Generation int64
-	// FromClient and ToClient are how many bytes of data and stderr were
-	// relayed on all channels so far.
+	// FromClient and ToClient are the bytes of data and stderr that were
+	// relayed so far, on all channels.
 	FromClient, ToClient int64
-	// Channels are those that are open.
+	// Channels are the open channels.
 	Channels []relay.Channel
 }
 
-// ID names the connection, see [identity.Identity.ConnID].
+// ID returns the connection's reference; see [identity.Identity.ConnID].
 func (c Connection) ID() string { return c.Identity.ConnID }
 
 // A ConsoleConn is a connection to the console, for [Server.Console].
 type ConsoleConn struct {
-	*ssh.ServerConn
-	Chans <-chan ssh.NewChannel
-	Reqs  <-chan *ssh.Request
+	// Conn is authenticated. The console owns it, and closes it at the end.
+	Conn *transport.Conn
 
 	Identity identity.Identity
-	// Notices are sentences for every terminal of the connection, until the
-	// connection has ended.
+	// MaxSessions is the limit of sessions that are open at once; zero means
+	// ten.
+	MaxSessions int
+	// Notices delivers lines for every terminal of the connection. It is
+	// never closed.
 	Notices <-chan string
+	// Audit writes an event of the connection. If it returns an error, the
+	// audited action must not happen, and the error's text is for the user.
+	Audit func(audit.Event) error
 }
 
 // Connections returns the connections whose users have logged in, the oldest
-// first. A user whose bastion is starting counts as logged in when she has
-// waited for so long that her client was let through.
+// first. A connection that still waits for its bastion during authentication is
+// not among them.
 func (s *Server) Connections() []Connection {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []Connection
 	for c := range s.conns {
-		if c.peer != nil {
+		if c.loggedIn {
 			all = append(all, c.describe())
 		}
 	}
@@ -69,35 +74,41 @@ func (s *Server) Connections() []Connection {
 	return all
 }
 
-// Disconnect ends the connections for which end reports true, and returns them.
-// Every session is told why first; a client that does not read loses its
-// connection after two seconds all the same. It does not wait for that. End may
-// be called for all connections, and must not block.
-func (s *Server) Disconnect(why string, end func(Connection) bool) []Connection {
+// Disconnect ends the connections for which match returns true, and returns them.
+// It first writes why to every session; a client that does not read is closed after
+// two seconds. Disconnect does not wait for the end of the connections. Match is
+// called with a lock held, and must not block.
+func (s *Server) Disconnect(why string, match func(Connection) bool) []Connection {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var ended []Connection
 	for c := range s.conns {
-		if c.peer == nil || s.closing {
+		if !c.loggedIn || s.closing {
 			continue
 		}
-		if d := c.describe(); end(d) {
+		if d := c.describe(); match(d) {
 			ended = append(ended, d)
-			if c.relay != nil { // at once: the caller may go on to end the bastion
-				c.relay.Expect(why)
-			}
-			s.wg.Go(func() { c.disconnect(why) })
+			c.disconnectSoon(why)
 		}
 	}
 	return ended
 }
 
-// describe returns what is known of c. The caller holds Server.mu, and c has
+// disconnectSoon calls disconnect in a goroutine. The caller holds srv.mu, and c has
 // logged in.
+func (c *conn) disconnectSoon(why string) {
+	if c.relay != nil { // at once, because the caller may stop the bastion next
+		c.relay.Expect(why)
+	}
+	c.srv.wg.Go(func() { c.disconnect(why) })
+}
+
+// describe returns the Connection of c. The caller holds srv.mu, and c has logged
+// in.
 func (c *conn) describe() Connection {
 	d := Connection{
 		Identity:      c.identity,
-		ClientVersion: string(c.peer.ClientVersion()),
+		ClientVersion: c.clientVersion,
 		Since:         c.began,
 		Console:       c.relay == nil,
 	}
@@ -111,8 +122,8 @@ func (c *conn) describe() Connection {
 	return d
 }
 
-// bastion returns the connection to the bastion of a user who has logged in; nil
-// if there is none yet, or never will be.
+// bastion returns the connection to the bastion, or nil if the dial has not ended or
+// has failed. C has a dial.
 func (c *conn) bastion() *bastion.Conn {
 	select {
 	case <-c.dial.done:
@@ -122,65 +133,61 @@ func (c *conn) bastion() *bastion.Conn {
 	}
 }
 
-// disconnect ends the connection and says why.
+// disconnect writes why to every session, and ends the connection within
+// disconnectGrace.
 func (c *conn) disconnect(why string) {
-	defer c.recover(c.wire)
+	defer c.closeOnPanic(c.stream)
 	c.log.Info("disconnecting", "user", c.identity.User, "why", why)
-	c.because("gateway", why)
-	// The end of the bastion's connection is how sessions that have no
-	// terminal can be told, too: the relay closes them one by one.
-	var ended sync.WaitGroup
+	c.setCause("gateway", why)
+	// When the bastion's connection ends, the relay ends each session with
+	// the message, including those without a terminal.
 	if c.relay != nil {
 		c.relay.Expect(why)
 		select {
 		case <-c.dial.done:
 			if b := c.dial.conn; b != nil {
-				ended.Go(func() {
-					defer c.recover(c.wire)
-					b.Close()
-				})
+				b.Close()
 			}
-		default: // it has no session yet
-			c.wire.Close()
+		default: // the relay ends the sessions that wait for the bastion
+			c.dial.cancel()
 		}
 	} else {
-		c.notice(why)
+		c.notifyConsole(why)
 	}
-	gone := make(chan struct{})
-	ended.Go(func() { c.peer.Wait(); close(gone) })
 	select {
-	case <-gone:
+	case <-c.done:
 	case <-time.After(disconnectGrace):
 	}
-	c.wire.Close()
-	ended.Wait()
+	c.stream.Close()
 }
 
-// disconnectGrace is how long a client that is to go may take to read why.
+// disconnectGrace bounds the time in which a disconnected client may read why.
 const disconnectGrace = 2 * time.Second
 
-// notice puts a line on the terminals of a console. It does not wait: a console
-// that has not read the last eight needs no ninth.
-func (c *conn) notice(line string) {
+// notifyConsole writes a line to the terminals of a console. If eight lines are
+// unread, it drops the line instead of blocking.
+func (c *conn) notifyConsole(line string) {
 	select {
 	case c.notices <- line:
 	default:
 	}
 }
 
-// admitConsole lets the user in to her console, where nothing is started.
-func (c *conn) admitConsole(id identity.Identity) error {
-	switch {
-	case c.isConsole():
-		return errTwice
-	case id.Permissions.ForceCommand != "":
-		c.refusal = errForcedCommand
+// openConsole prepares the connection for the console, which needs no bastion.
+func (c *conn) openConsole(id identity.Identity) error {
+	if id.Permissions.ForceCommand != "" {
+		c.attempt.err = errForcedCommand
 		return errForcedCommand
 	}
-	// They are counted apart, under a name that no user has: who has too many
-	// connections can still come here and see which.
-	if err := c.countUser(id.User+"+"+consoleProfile, c.MaxConnections); err != nil {
-		c.refusal = err
+	// Consoles are counted apart, under a name that no user can have, so that
+	// a user at the limit of connections can still list and end them. Gateways
+	// have no limit: the one that logs in has limited its users.
+	name, limit := id.User+"+"+consoleProfile, c.cfg.MaxConnectionsPerUser
+	if id.Via != "" {
+		name, limit = PeerUser, 0
+	}
+	if err := c.countUser(name, limit); err != nil {
+		c.attempt.err = err
 		return err
 	}
 	if err := c.auditLogin(id); err != nil {
@@ -190,5 +197,5 @@ func (c *conn) admitConsole(id identity.Identity) error {
 	return nil
 }
 
-// isConsole says whether the connection was let in to the console.
+// isConsole reports whether openConsole has succeeded.
 func (c *conn) isConsole() bool { return c.notices != nil }

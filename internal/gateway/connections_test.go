@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
-	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -13,113 +11,144 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/sallyport-ssh/sallyport/internal/auth"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/mux"
 	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
-// plainConsole accepts sessions and prints notices on them.
-func plainConsole(_ context.Context, c ConsoleConn) {
-	go ssh.DiscardRequests(c.Reqs)
-	for nc := range c.Chans {
-		ch, reqs, err := nc.Accept()
+// plainConsole is a console that accepts sessions and writes notices to them.
+func plainConsole(_ context.Context, c ConsoleConn) error {
+	defer c.Conn.Close()
+	m := mux.New(c.Conn, 10)
+	return m.Serve(func(req *mux.Request) { req.Reply(false, nil) }, func(nc *mux.NewChannel) {
+		ch, err := nc.Accept(0)
 		if err != nil {
-			continue
+			return
 		}
+		go func() {
+			for req := range ch.Requests() {
+				req.Reply(true, nil)
+			}
+		}()
 		go func() {
 			for {
 				select {
 				case notice := <-c.Notices:
 					io.WriteString(ch, notice)
-				case req, ok := <-reqs:
-					if !ok {
-						return
-					}
-					req.Reply(true, nil)
+				case <-m.Done():
+					return
 				}
 			}
 		}()
-	}
+	})
 }
 
-// TestConsoleLogin: user+ctl is her console, starts nothing, and counts apart.
+// TestConsoleLogin: user+ctl opens the console, starts no bastion, and has a limit of
+// connections of its own.
 func TestConsoleLogin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		gw := newTestGateway(t)
 		var got ConsoleConn
-		w.srv.Console = func(ctx context.Context, c ConsoleConn) {
+		gw.srv.Console = func(ctx context.Context, c ConsoleConn) error {
 			got = c
-			plainConsole(ctx, c)
+			return plainConsole(ctx, c)
 		}
-		w.srv.MaxConnections = 1
-		bastion, err := w.connect(t.Context(), "alice", w.alice)
+		gw.srv.MaxConnectionsPerUser = 1
+		bastion, err := gw.connect(t.Context(), "alice", gw.alice)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer bastion.Close()
 		time.Sleep(time.Second)
-		console, err := w.connect(t.Context(), "alice+ctl", w.alice)
+		console, err := gw.connect(t.Context(), "alice+ctl", gw.alice)
 		if err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if id := got.Identity; id.User != "alice" || id.Key != ssh.FingerprintSHA256(w.alice.PublicKey()) || got.User() != "alice+ctl" {
+		if id := got.Identity; id.User != "alice" || id.Key != ssh.FingerprintSHA256(gw.alice.PublicKey()) {
 			t.Errorf("the console was given %+v", id)
 		}
-		if len(w.dials) != 1 {
-			t.Errorf("%d bastions were asked for", len(w.dials))
+		if len(gw.dials) != 1 {
+			t.Errorf("%d dials, want 1", len(gw.dials))
 		}
-		if c, err := w.connect(t.Context(), "alice+ctl", w.alice); err == nil || !strings.Contains(c.shown(), "too many connections") {
+		if c, err := gw.connect(t.Context(), "alice+ctl", gw.alice); err == nil || !strings.Contains(c.shown(), "too many connections") {
 			t.Errorf("a second console: %v, %q", err, c.shown())
 		}
-		if _, err := w.connect(t.Context(), "alice+ctl", w.bob); err == nil {
-			t.Error("bob is in alice's console")
+		if _, err := gw.connect(t.Context(), "alice+ctl", gw.bob); err == nil {
+			t.Error("bob has opened alice's console")
 		}
 
-		all := w.srv.Connections()
+		all := gw.srv.Connections()
 		if len(all) != 2 || all[0].Console || !all[1].Console || all[1].ID() != got.Identity.ConnID || !strings.HasPrefix(all[0].ClientVersion, "SSH-2.0-Go") {
 			t.Errorf("connections are %+v", all)
 		}
 		console.Close()
 		synctest.Wait()
-		if all := w.srv.Connections(); len(all) != 1 {
+		if all := gw.srv.Connections(); len(all) != 1 {
 			t.Errorf("after the end of the console there are %+v", all)
 		}
 	})
 }
 
-// TestForcedCommandAndConsole: a key that may run one command only does not open
-// the console.
+// TestForcedCommandAndConsole: a key with a forced command cannot open the console.
 func TestForcedCommandAndConsole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		gw := newTestGateway(t)
 		p := identity.AllowAll()
 		p.ForceCommand = "uptime"
-		w.forced(p)
-		w.srv.Console = func(context.Context, ConsoleConn) { t.Error("the console was opened") }
-		c, err := w.connect(t.Context(), "alice+ctl", w.alice)
+		gw.permit(p)
+		gw.srv.Console = func(context.Context, ConsoleConn) error { t.Error("the console was opened"); return nil }
+		c, err := gw.connect(t.Context(), "alice+ctl", gw.alice)
 		if err == nil {
 			t.Fatal("logged in")
 		}
-		if !strings.Contains(c.shown(), "may run one command only") || len(w.dials) != 0 {
-			t.Errorf("shown %q; %d dials", c.shown(), len(w.dials))
+		if !strings.Contains(c.shown(), "may run one command only") || len(gw.dials) != 0 {
+			t.Errorf("shown %q; %d dials", c.shown(), len(gw.dials))
 		}
 	})
 }
 
-// TestDisconnect: sessions with and without a terminal are told why, and a
-// client that reads nothing is cut off.
+// TestDisconnectWhileStarting: a session that waits for its bastion sees the reason of
+// Disconnect.
+func TestDisconnectWhileStarting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gw := newTestGateway(t)
+		gw.boot = time.Minute
+		c, err := gw.connect(t.Context(), "alice", gw.alice)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		session, err := c.NewSession()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var stderr strings.Builder
+		session.Stderr = &stderr
+		if err := session.Start("who"); err != nil {
+			t.Fatal(err)
+		}
+		gw.srv.Disconnect("Because.", func(Connection) bool { return true })
+		var exit *ssh.ExitError
+		if err := session.Wait(); !errors.As(err, &exit) || exit.ExitStatus() != 255 || !strings.Contains(stderr.String(), "Because.") {
+			t.Errorf("the session ended with %v, %q", err, &stderr)
+		}
+	})
+}
+
+// TestDisconnect: sessions with and without a terminal see the reason, and a client that
+// does not read is closed.
 func TestDisconnect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.srv.Console = plainConsole
+		gw := newTestGateway(t)
+		gw.srv.Console = plainConsole
 		var clients []*client
 		for _, name := range []string{"alice", "alice+prod", "bob", "alice+ctl"} {
-			key := w.alice
+			key := gw.alice
 			if name == "bob" {
-				key = w.bob
+				key = gw.bob
 			}
-			c, err := w.connect(t.Context(), name, key)
+			c, err := gw.connect(t.Context(), name, key)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -150,7 +179,7 @@ func TestDisconnect(t *testing.T) {
 		}
 		synctest.Wait()
 
-		ended := w.srv.Disconnect("Out you go.", func(c Connection) bool {
+		ended := gw.srv.Disconnect("Out you go.", func(c Connection) bool {
 			return c.Identity.User == "alice" && c.Identity.Profile != "prod"
 		})
 		if len(ended) != 2 || ended[0].Identity.User != "alice" {
@@ -163,35 +192,37 @@ func TestDisconnect(t *testing.T) {
 			t.Errorf("the console read %q", text)
 		}
 		var exit *ssh.ExitError
-		if err := sess.Wait(); err == nil || errors.As(err, &exit) {
+		if err := sess.Wait(); !errors.As(err, &exit) || exit.ExitStatus() != 255 {
 			t.Errorf("the session ended with %v", err)
 		}
 		time.Sleep(disconnectGrace)
 		synctest.Wait()
 		var left []string
-		for _, c := range w.srv.Connections() {
+		for _, c := range gw.srv.Connections() {
 			left = append(left, c.Identity.User+"+"+c.Identity.Profile)
 		}
 		if strings.Join(left, " ") != "alice+prod bob+default" {
-			t.Errorf("left are %v", left)
+			t.Errorf("remaining connections: %v", left)
 		}
 	})
 }
 
-// TestConsoleAndDrain: who only watches does not hold up the end of the gateway.
+// TestConsoleAndDrain: a connection to the console does not delay the end of a drain.
 func TestConsoleAndDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.srv.Drain = time.Hour
-		w.srv.Console = plainConsole
-		ln := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+		gw := newTestGateway(t)
+		gw.srv.Drain = time.Hour
+		gw.srv.Console = plainConsole
+		ln := sshtest.NewListener()
 		ctx, cancel := context.WithCancel(t.Context())
 		served := make(chan error, 1)
-		go func() { served <- w.srv.Serve(ctx, ln) }()
-		near, far := sshtest.Pipe()
-		ln.conns <- far
+		go func() { served <- gw.srv.Serve(ctx, ln) }()
+		near, err := ln.Dial()
+		if err != nil {
+			t.Fatal(err)
+		}
 		conn, chans, reqs, err := ssh.NewClientConn(near, "gateway", &ssh.ClientConfig{
-			User: "alice+ctl", Auth: []ssh.AuthMethod{ssh.PublicKeys(w.alice)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(),
+			User: "alice+ctl", Auth: []ssh.AuthMethod{ssh.PublicKeys(gw.alice)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(),
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -200,7 +231,7 @@ func TestConsoleAndDrain(t *testing.T) {
 		began := time.Now()
 		cancel()
 		if err := <-served; err != nil || time.Since(began) > time.Second {
-			t.Errorf("served until %v after: %v", time.Since(began), err)
+			t.Errorf("Serve returned after %v: %v", time.Since(began), err)
 		}
 		if err := c.Wait(); err == nil {
 			t.Error("the console stays open")
@@ -208,54 +239,85 @@ func TestConsoleAndDrain(t *testing.T) {
 	})
 }
 
-// TestStrangerAndDrain wants whoever has not proven who she is to hold up nobody.
-func TestStrangerAndDrain(t *testing.T) {
+// TestUnauthenticatedAndDrain: a connection without a login does not delay the end of a
+// drain.
+func TestUnauthenticatedAndDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.srv.Drain = time.Hour
-		ln := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+		gw := newTestGateway(t)
+		gw.srv.Drain = time.Hour
+		ln := sshtest.NewListener()
 		ctx, cancel := context.WithCancel(t.Context())
 		served := make(chan error, 1)
-		go func() { served <- w.srv.Serve(ctx, ln) }()
-		silent, far := sshtest.Pipe()
-		ln.conns <- far
+		go func() { served <- gw.srv.Serve(ctx, ln) }()
+		silent, err := ln.Dial()
+		if err != nil {
+			t.Fatal(err)
+		}
 		synctest.Wait()
 		began := time.Now()
 		cancel()
 		if err := <-served; err != nil || time.Since(began) > 2*time.Second {
-			t.Errorf("served until %v after: %v", time.Since(began), err)
+			t.Errorf("Serve returned after %v: %v", time.Since(began), err)
 		}
 		silent.SetReadDeadline(time.Now().Add(time.Second))
 		if _, err := io.Copy(io.Discard, silent); err != nil {
-			t.Errorf("the stranger's connection stays open: %v", err)
+			t.Errorf("the connection stays open: %v", err)
 		}
 	})
 }
 
-// forced gives every login these permissions.
-func (w *world) forced(p identity.Permissions) {
-	authorize := w.srv.Authorize
-	w.srv.Authorize = func(user string, key ssh.PublicKey, from netip.Addr, now time.Time) (auth.Grant, error) {
-		g, err := authorize(user, key, from, now)
-		g.Permissions = p
-		return g, err
+// TestWaitAndDrain: a login that waits for its bastion when the drain begins may go on for
+// the drain time, and is then told why it ends.
+func TestWaitAndDrain(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		boot, drain time.Duration
+		served      bool
+	}{
+		{"starts in time", 8 * time.Second, time.Minute, true},
+		{"does not start in time", time.Hour, 5 * time.Second, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				gw := newTestGateway(t)
+				gw.boot, gw.srv.Drain = tt.boot, tt.drain
+				ln := sshtest.NewListener()
+				ctx, cancel := context.WithCancel(t.Context())
+				served := make(chan error, 1)
+				go func() { served <- gw.srv.Serve(ctx, ln) }()
+				time.AfterFunc(time.Second, cancel)
+				near, err := ln.Dial()
+				if err != nil {
+					t.Fatal(err)
+				}
+				told := ""
+				began := time.Now()
+				conn, chans, reqs, err := ssh.NewClientConn(near, "gateway", &ssh.ClientConfig{
+					User: "alice", Auth: []ssh.AuthMethod{ssh.PublicKeys(gw.alice)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(),
+					BannerCallback: func(text string) error { told += text; return nil },
+				})
+				if !tt.served {
+					if err == nil || !strings.Contains(told+err.Error(), "going down for maintenance") || time.Since(began) < tt.drain {
+						t.Errorf("after %v: %v, told %q", time.Since(began), err, told)
+					}
+					near.Close()
+				} else if err != nil {
+					t.Fatalf("after %v: %v, told %q", time.Since(began), err, told)
+				} else {
+					c := ssh.NewClient(conn, chans, reqs)
+					s, err := c.NewSession()
+					if err != nil {
+						t.Fatal(err)
+					}
+					if out, err := s.Output("whoami"); err != nil || !strings.Contains(string(out), "alice") {
+						t.Errorf("a session during the drain: %q, %v", out, err)
+					}
+					c.Close()
+				}
+				if err := <-served; err != nil {
+					t.Error(err)
+				}
+			})
+		})
 	}
 }
-
-// A pipeListener accepts the far ends of pipes.
-type pipeListener struct {
-	conns  chan net.Conn
-	closed chan struct{}
-}
-
-func (l *pipeListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipeListener) Close() error   { close(l.closed); return nil }
-func (l *pipeListener) Addr() net.Addr { return nil }

@@ -10,38 +10,35 @@ import (
 	"time"
 
 	"github.com/sallyport-ssh/sallyport/internal/auth"
-	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
 
-// Penalties are for sources whose connections end without a login, as
-// PerSourcePenalties of sshd_config(5): each end adds some time, and once Min has
-// gathered, the source is refused until the time is over. The zero value means no
-// penalties.
+// Penalties are PerSourcePenalties of sshd_config(5). A connection that ends without
+// a login adds to the penalty time of its source. While that time is at least Min,
+// connections from the source are rejected. The zero value disables penalties.
 type Penalties struct {
-	// AuthFail is for a client that has left after a key or a code was
-	// refused, or after it offered a key of which no login came; NoAuth for
-	// one that has not tried, or whose keys could not be looked up;
-	// GraceExceeded for one that was not logged in when LoginGraceTime was
-	// over. RefuseConnection is for a user who has proven
-	// to be one, but whose roles do not permit the address. Crash is for a
-	// client whose login made the gateway panic.
-	AuthFail, NoAuth, GraceExceeded, RefuseConnection, Crash time.Duration
-	// Max is the most that can gather, and Min the least that counts. A Max of
-	// zero means no penalties.
+	// AuthFail is added if a key or code was refused, or an offered key was
+	// not proven. NoAuth is added if the client did not try, or its keys could
+	// not be looked up. GraceExceeded is added at the end of LoginGraceTime,
+	// and Crash if the login made the gateway panic. A connection with a
+	// proven key adds nothing, even if its role refuses the login, because
+	// other users may have the same address.
+	AuthFail, NoAuth, GraceExceeded, Crash time.Duration
+	// Max is the upper limit of a penalty, and Min the threshold for
+	// rejecting. A Max of zero disables penalties.
 	Max, Min time.Duration
-	// MaxSources4 and MaxSources6 are how many sources are remembered at once.
-	// When there are more, those whose time is over first are forgotten; but
-	// if DenyAll4 or DenyAll6 is set, everybody is refused until there is room.
+	// MaxSources4 and MaxSources6 limit the number of sources with a penalty.
+	// Beyond it, the penalty that would end first is dropped, or, if DenyAll4
+	// or DenyAll6 is set, all connections of the family are rejected.
 	MaxSources4, MaxSources6 int
 	DenyAll4, DenyAll6       bool
 }
 
-// NetBlockSize is how many leading bits of an address make a source, as
-// PerSourceNetBlockSize of sshd_config(5). The zero value means 32 and 64: a
-// customer of a provider has all addresses of an IPv6 /64.
+// NetBlockSize is PerSourceNetBlockSize of sshd_config(5): the number of leading bits
+// of an address that identify a source. The zero value means 32 and 64, because an
+// internet customer has a whole IPv6 /64.
 type NetBlockSize struct{ IPv4, IPv6 int }
 
-// source returns what counts as one source; the zero Prefix for what is not TCP.
+// source returns the source of an address, or the zero Prefix for an invalid address.
 func (n NetBlockSize) source(a netip.Addr) netip.Prefix {
 	if n == (NetBlockSize{}) {
 		n = NetBlockSize{32, 64}
@@ -57,31 +54,26 @@ func (n NetBlockSize) source(a netip.Addr) netip.Prefix {
 	return p
 }
 
-// notAllowed is what a penalised source is told. The words are OpenSSH's; tests
-// and scanners know them.
-const notAllowed = "Not allowed at this time\r\n"
+var errPenaltiesFull = errors.New("the number of sources with penalties is at its limit, so all connections are rejected")
 
-var errPenaltiesFull = errors.New("as many sources have penalties as are remembered, so everybody is refused")
-
-// penalties remembers which sources have some. Its memory is bounded by the
-// number of sources, a few hundred bytes for each.
+// penalties holds the penalties of all sources, a few hundred bytes for each.
 type penalties struct {
 	mu     sync.Mutex
 	v4, v6 penaltyTable
 }
 
-// A penaltyTable is the penalties of one family of addresses.
+// A penaltyTable holds the penalties of one address family.
 type penaltyTable struct {
 	of    map[netip.Prefix]*penalty
 	queue penaltyQueue
 }
 
-// A penalty is in force if it is active; one that is not has yet to reach Min.
+// A penalty is the penalty time of one source. It becomes active when it reaches Min.
 type penalty struct {
 	source netip.Prefix
 	until  time.Time
 	active bool
-	why    string // the last offence
+	why    string // reason of the last addition
 	index  int    // in the queue
 }
 
@@ -92,7 +84,7 @@ func (s *penalties) table(source netip.Prefix) *penaltyTable {
 	return &s.v4
 }
 
-// check returns why source is refused, if it is.
+// check returns an error if connections from source are to be rejected.
 func (s *penalties) check(source netip.Prefix, p Penalties) error {
 	if p.Max == 0 || !source.IsValid() {
 		return nil
@@ -102,17 +94,28 @@ func (s *penalties) check(source netip.Prefix, p Penalties) error {
 	now := time.Now()
 	t := s.table(source)
 	t.expire(now)
-	if most, denyAll := p.room(source); denyAll && len(t.queue) >= most {
+	if limit, denyAll := p.sourceLimit(source); denyAll && len(t.queue) >= limit {
 		return errPenaltiesFull
 	}
-	if has := t.of[source]; has != nil && has.active {
-		return fmt.Errorf("%s has a penalty for another %v: %s", source, has.until.Sub(now).Round(time.Second), has.why)
+	if p := t.of[source]; p != nil && p.active {
+		return &penaltyError{source, p.until.Sub(now), p.why}
 	}
 	return nil
 }
 
-// add adds d to the penalty of source. It returns how long the penalty is if it
-// has come into force by this, and zero if not.
+// A penaltyError is the rejection of a source with an active penalty.
+type penaltyError struct {
+	source netip.Prefix
+	left   time.Duration
+	why    string // reason of the last addition
+}
+
+func (e *penaltyError) Error() string {
+	return fmt.Sprintf("%s has a penalty for another %v: %s", e.source, e.left.Round(time.Second), e.why)
+}
+
+// add adds d to the penalty of source. If that makes the penalty active, add returns
+// its length, otherwise zero.
 func (s *penalties) add(source netip.Prefix, p Penalties, d time.Duration, why string) time.Duration {
 	if p.Max == 0 || d == 0 || !source.IsValid() {
 		return 0
@@ -122,55 +125,55 @@ func (s *penalties) add(source netip.Prefix, p Penalties, d time.Duration, why s
 	now := time.Now()
 	t := s.table(source)
 	t.expire(now)
-	has := t.of[source]
-	if has == nil {
-		most, denyAll := p.room(source)
-		if len(t.queue) >= most {
+	entry := t.of[source]
+	if entry == nil {
+		limit, denyAll := p.sourceLimit(source)
+		if len(t.queue) >= limit {
 			if denyAll {
-				return 0 // nobody comes in as it is
+				return 0 // all connections are rejected already
 			}
 			t.pop()
 		}
 		if t.of == nil {
 			t.of = make(map[netip.Prefix]*penalty)
 		}
-		has = &penalty{source: source, until: now}
-		t.of[source] = has
-		heap.Push(&t.queue, has)
+		entry = &penalty{source: source, until: now}
+		t.of[source] = entry
+		heap.Push(&t.queue, entry)
 	}
-	has.why = why
-	has.until = has.until.Add(d)
-	if most := now.Add(p.Max); has.until.After(most) {
-		has.until = most
+	entry.why = why
+	entry.until = entry.until.Add(d)
+	if latest := now.Add(p.Max); entry.until.After(latest) {
+		entry.until = latest
 	}
-	heap.Fix(&t.queue, has.index)
-	if left := has.until.Sub(now); !has.active && left >= p.Min {
-		has.active = true
+	heap.Fix(&t.queue, entry.index)
+	if left := entry.until.Sub(now); !entry.active && left >= p.Min {
+		entry.active = true
 		return left
 	}
 	return 0
 }
 
-// room returns how many sources of the family are remembered, and whether all
-// are refused when there are so many.
-func (p Penalties) room(source netip.Prefix) (most int, denyAll bool) {
+// sourceLimit returns the limit of sources for the address family of source, and
+// whether all connections are rejected at the limit.
+func (p Penalties) sourceLimit(source netip.Prefix) (limit int, denyAll bool) {
 	if source.Addr().Is6() {
 		return max(p.MaxSources6, 1), p.DenyAll6
 	}
 	return max(p.MaxSources4, 1), p.DenyAll4
 }
 
-// expire forgets the penalties that are over.
+// expire drops the penalties that are over.
 func (t *penaltyTable) expire(now time.Time) {
 	for len(t.queue) > 0 && !t.queue[0].until.After(now) {
 		t.pop()
 	}
 }
 
-// pop forgets the penalty that is over first.
+// pop drops the penalty that ends first.
 func (t *penaltyTable) pop() { delete(t.of, heap.Pop(&t.queue).(*penalty).source) }
 
-// A penaltyQueue is a heap, the penalty that is over first on top.
+// A penaltyQueue is a heap with the penalty that ends first on top.
 type penaltyQueue []*penalty
 
 func (q penaltyQueue) Len() int           { return len(q) }
@@ -192,38 +195,35 @@ func (q *penaltyQueue) Pop() any {
 	return p
 }
 
-// penalised says whether penalties are for this connection's source. A
-// balancer's own connections are like those of everybody behind it who cannot be
-// told apart, so it gets none for them.
-func (c *conn) penalised() bool {
-	from := c.client.Addr()
-	return !c.local && !slices.ContainsFunc(c.PerSourcePenaltyExempt, func(p netip.Prefix) bool { return p.Contains(from) })
+// penalisable reports whether the source of the connection can have a penalty. Health
+// checks of a load balancer cannot, because the address of the balancer is also that of
+// clients whose own address is not known.
+func (c *conn) penalisable() bool {
+	from := c.clientAddr.Addr()
+	return !c.healthCheck && !slices.ContainsFunc(c.cfg.PerSourcePenaltyExemptList, func(p netip.Prefix) bool { return p.Contains(from) })
 }
 
-// checkPenalty returns why the connection is refused for what others of its
-// source have done before, if it is.
+// checkPenalty returns an error if the source of the connection has an active penalty.
 func (c *conn) checkPenalty() error {
-	if !c.penalised() {
+	if !c.penalisable() {
 		return nil
 	}
-	return c.penalties.check(c.source(), c.PerSourcePenalties)
+	return c.srv.penalties.check(c.source(), c.cfg.PerSourcePenalties)
 }
 
-func (c *conn) source() netip.Prefix { return c.PerSourceNetBlockSize.source(c.client.Addr()) }
+func (c *conn) source() netip.Prefix { return c.cfg.PerSourceNetBlockSize.source(c.clientAddr.Addr()) }
 
-// penalise adds a penalty for how the login has ended, if it deserves one.
+// penalise adds the penalty for a login that failed with err.
 func (c *conn) penalise(err error) {
-	p := c.PerSourcePenalties
-	proven := c.holding.key != nil
+	p := c.cfg.PerSourcePenalties
 	switch {
-	case proven && errors.Is(c.refusal, policy.ErrFrom):
-		c.addPenalty(p.RefuseConnection, "a user's roles do not permit it")
-	case proven: // whatever it was, it was no stranger
+	case isShortage(err): // not caused by the client
+	case c.creds.proven: // a role or limit refused a proven user
 	case errors.Is(err, errGrace):
 		c.addPenalty(p.GraceExceeded, "login grace time exceeded")
-	case errors.Is(c.refusal, auth.ErrUndecided): // which may not be the client's fault
+	case errors.Is(c.attempt.err, auth.ErrUndecided): // possibly not caused by the client
 		c.addPenalty(p.NoAuth, "its keys could not be looked up")
-	case c.attempts > 0, c.offeredKey != nil: // offered, and not proven or with a wrong signature
+	case c.attempt.failures > 0, c.attempt.key != nil: // offered, but not proven
 		c.addPenalty(p.AuthFail, "failed authentication")
 	default:
 		c.addPenalty(p.NoAuth, "did not authenticate")
@@ -231,10 +231,10 @@ func (c *conn) penalise(err error) {
 }
 
 func (c *conn) addPenalty(d time.Duration, why string) {
-	if !c.penalised() {
+	if !c.penalisable() {
 		return
 	}
-	if length := c.penalties.add(c.source(), c.PerSourcePenalties, d, why); length > 0 {
-		c.log.Warn("source refused for a while", "source", c.source().String(), "for", length.Round(time.Second).String(), "why", why)
+	if length := c.srv.penalties.add(c.source(), c.cfg.PerSourcePenalties, d, why); length > 0 {
+		c.log.Warn("source has a penalty", "source", c.source().String(), "for", length.Round(time.Second).String(), "why", why)
 	}
 }

@@ -1,18 +1,15 @@
 package gateway
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
 	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -21,14 +18,14 @@ import (
 	"github.com/pires/go-proxyproto"
 	"golang.org/x/crypto/ssh"
 
-	"github.com/sallyport-ssh/sallyport/internal/audit"
 	"github.com/sallyport-ssh/sallyport/internal/auth"
 	"github.com/sallyport-ssh/sallyport/internal/policy"
+	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
 // sshdPenalties are the defaults of sshd_config(5).
 var sshdPenalties = Penalties{
-	AuthFail: 5 * time.Second, NoAuth: time.Second, GraceExceeded: 10 * time.Second, RefuseConnection: 10 * time.Second, Crash: 90 * time.Second,
+	AuthFail: 5 * time.Second, NoAuth: time.Second, GraceExceeded: 10 * time.Second, Crash: 90 * time.Second,
 	Max: 10 * time.Minute, Min: 15 * time.Second, MaxSources4: 65536, MaxSources6: 65536,
 }
 
@@ -54,8 +51,8 @@ func TestNetBlockSize(t *testing.T) {
 	}
 }
 
-// TestPenalties follows one source through time: it does something, waits, and
-// is refused or not.
+// TestPenalties follows one source: each step adds a penalty, waits, and checks whether the
+// source is rejected.
 func TestPenalties(t *testing.T) {
 	type step struct {
 		add     time.Duration
@@ -85,7 +82,7 @@ func TestPenalties(t *testing.T) {
 					began := p.add(source, sshdPenalties, step.add, "x")
 					after := p.check(source, sshdPenalties)
 					if (before == nil && after != nil) != (began > 0) {
-						t.Errorf("step %d: came into force for %v; before %v, after %v", i, began, before, after)
+						t.Errorf("step %d: became active for %v; before %v, after %v", i, began, before, after)
 					}
 					time.Sleep(step.wait)
 					if err := p.check(source, sshdPenalties); (err != nil) != step.refused {
@@ -114,8 +111,8 @@ func TestPenaltyOverflow(t *testing.T) {
 			p.add(at(1), rules, 20*time.Second, "x")
 			p.add(at(2), rules, 60*time.Second, "x")
 			p.add(at(3), rules, 40*time.Second, "x")
-			p.add(at(1), rules, 60*time.Second, "x") // known: no room is needed; now at 80 s
-			p.add(at(4), rules, 30*time.Second, "x") // takes the place of the third
+			p.add(at(1), rules, 60*time.Second, "x") // a known source; now at 80 s
+			p.add(at(4), rules, 30*time.Second, "x") // replaces the third
 			for i, refused := range []bool{1: true, 2: true, 3: false, 4: true} {
 				if err := p.check(at(i), rules); (err != nil) != refused && i > 0 {
 					t.Errorf("source %d: %v", i, err)
@@ -123,7 +120,7 @@ func TestPenaltyOverflow(t *testing.T) {
 			}
 			p.add(at6, rules, 20*time.Second, "x")
 			if p.check(at(4), rules) == nil || p.check(at6, rules) == nil {
-				t.Error("a source of the other family took a place")
+				t.Error("a source of the other family counts")
 			}
 		})
 	})
@@ -136,8 +133,8 @@ func TestPenaltyOverflow(t *testing.T) {
 			if err := p.check(at(9), rules); err != nil {
 				t.Errorf("with room: %v", err)
 			}
-			p.add(at(2), rules, 2*time.Second, "x") // one below the minimum counts, too
-			p.add(at(3), rules, time.Hour, "x")     // is not remembered
+			p.add(at(2), rules, 2*time.Second, "x") // counts although it is below Min
+			p.add(at(3), rules, time.Hour, "x")     // is dropped
 			if err := p.check(at(9), rules); !errors.Is(err, errPenaltiesFull) {
 				t.Errorf("without room: %v", err)
 			}
@@ -152,7 +149,7 @@ func TestPenaltyOverflow(t *testing.T) {
 	})
 }
 
-// TestPenaltiesAgainstModel does the same with a list as with the heap.
+// TestPenaltiesAgainstModel compares random penalties with a simple model.
 func TestPenaltiesAgainstModel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		type entry struct {
@@ -198,13 +195,13 @@ func TestPenaltiesAgainstModel(t *testing.T) {
 			}
 			e.active = e.active || e.until.Sub(now) >= rules.Min
 			if len(p.v4.of) != len(model) || len(p.v4.queue) != len(model) {
-				t.Fatalf("seed %d, step %d: %d and %d are remembered, want %d", seed, i, len(p.v4.of), len(p.v4.queue), len(model))
+				t.Fatalf("seed %d, step %d: %d and %d sources, want %d", seed, i, len(p.v4.of), len(p.v4.queue), len(model))
 			}
 		}
 	})
 }
 
-// TestPenaltiesMemory has a million sources, of each family, misbehave.
+// TestPenaltiesMemory: the memory for a million sources of each family is limited.
 func TestPenaltiesMemory(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
@@ -221,11 +218,11 @@ func TestPenaltiesMemory(t *testing.T) {
 	}
 	after := heapInUse()
 	if len(p.v4.of) != 65536 || len(p.v6.of) != 65536 {
-		t.Errorf("%d and %d sources are remembered", len(p.v4.of), len(p.v6.of))
+		t.Errorf("%d and %d sources are kept", len(p.v4.of), len(p.v6.of))
 	}
 	t.Logf("%d bytes for each source", (after-before)/(2*65536))
 	if after-before > 64<<20 {
-		t.Errorf("they take %d MiB", (after-before)>>20)
+		t.Errorf("the penalties use %d MiB", (after-before)>>20)
 	}
 	runtime.KeepAlive(&p)
 }
@@ -237,8 +234,8 @@ func heapInUse() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// A stolenKey is a public key, and another key that signs in its place; without
-// one nothing is signed.
+// A stolenKey has a public key and signs with another key, or fails to sign if signer is
+// nil.
 type stolenKey struct {
 	public ssh.PublicKey
 	signer ssh.Signer
@@ -253,110 +250,112 @@ func (k stolenKey) Sign(rand io.Reader, data []byte) (*ssh.Signature, error) {
 	return k.signer.Sign(rand, data)
 }
 
-// TestWhatIsPenalised ends connections in all ways, and looks at the penalty.
-func TestWhatIsPenalised(t *testing.T) {
+// TestPenaltyReasons ends connections in all ways, and checks the penalty.
+func TestPenaltyReasons(t *testing.T) {
 	const from = "203.0.113.7"
 	for _, tt := range []struct {
 		name  string
-		with  func(w *world)
-		serve func(t *testing.T, w *world, nc net.Conn)
+		with  func(gw *testGateway)
+		serve func(t *testing.T, gw *testGateway, nc net.Conn)
 		want  time.Duration
 	}{
-		{"nothing sent", nil, func(_ *testing.T, _ *world, nc net.Conn) { nc.Close() }, time.Second},
-		{"garbage", nil, func(_ *testing.T, _ *world, nc net.Conn) {
+		{"nothing sent", nil, func(_ *testing.T, _ *testGateway, nc net.Conn) { nc.Close() }, time.Second},
+		{"garbage", nil, func(_ *testing.T, _ *testGateway, nc net.Conn) {
 			io.WriteString(nc, "GET / HTTP/1.1\r\n\r\n")
 			io.ReadAll(nc)
 		}, time.Second},
-		{"a header of the PROXY protocol", nil, func(_ *testing.T, _ *world, nc net.Conn) {
+		{"a header of the PROXY protocol", nil, func(_ *testing.T, _ *testGateway, nc net.Conn) {
 			io.WriteString(nc, "PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n")
 			io.ReadAll(nc)
 		}, time.Second},
-		{"no key offered", nil, func(_ *testing.T, _ *world, nc net.Conn) { loginOn(nc, "alice") }, time.Second},
-		{"a wrong key", nil, func(t *testing.T, _ *world, nc net.Conn) { loginOn(nc, "alice", newKey(t)) }, 5 * time.Second},
-		{"three wrong keys", nil, func(t *testing.T, _ *world, nc net.Conn) { loginOn(nc, "alice", newKey(t), newKey(t), newKey(t)) }, 5 * time.Second},
-		{"her key, and a wrong signature", nil, func(t *testing.T, w *world, nc net.Conn) {
-			loginOn(nc, "alice", stolenKey{w.alice.PublicKey(), newKey(t)})
+		{"no key offered", nil, func(_ *testing.T, _ *testGateway, nc net.Conn) { loginOn(nc, "alice") }, time.Second},
+		{"a wrong key", nil, func(t *testing.T, _ *testGateway, nc net.Conn) { loginOn(nc, "alice", sshtest.NewKey(t)) }, 5 * time.Second},
+		{"three wrong keys", nil, func(t *testing.T, _ *testGateway, nc net.Conn) {
+			loginOn(nc, "alice", sshtest.NewKey(t), sshtest.NewKey(t), sshtest.NewKey(t))
 		}, 5 * time.Second},
-		{"her key, and no signature", nil, func(t *testing.T, w *world, nc net.Conn) {
-			loginOn(nc, "alice", stolenKey{w.alice.PublicKey(), nil})
+		{"her key, and a wrong signature", nil, func(t *testing.T, gw *testGateway, nc net.Conn) {
+			loginOn(nc, "alice", stolenKey{gw.alice.PublicKey(), sshtest.NewKey(t)})
 		}, 5 * time.Second},
-		{"nobody", nil, func(_ *testing.T, w *world, nc net.Conn) { loginOn(nc, "mallory", w.alice) }, 5 * time.Second},
-		{"too slow", nil, func(_ *testing.T, _ *world, nc net.Conn) { io.ReadAll(nc) }, 10 * time.Second},
-		{"a wrong key and the right one", nil, func(t *testing.T, w *world, nc net.Conn) {
-			c, err := loginOn(nc, "alice", newKey(t), w.alice)
+		{"her key, and no signature", nil, func(t *testing.T, gw *testGateway, nc net.Conn) {
+			loginOn(nc, "alice", stolenKey{gw.alice.PublicKey(), nil})
+		}, 5 * time.Second},
+		{"nobody", nil, func(_ *testing.T, gw *testGateway, nc net.Conn) { loginOn(nc, "mallory", gw.alice) }, 5 * time.Second},
+		{"too slow", nil, func(_ *testing.T, _ *testGateway, nc net.Conn) { io.ReadAll(nc) }, 10 * time.Second},
+		{"a wrong key and the right one", nil, func(t *testing.T, gw *testGateway, nc net.Conn) {
+			c, err := loginOn(nc, "alice", sshtest.NewKey(t), gw.alice)
 			if err != nil {
 				t.Fatal(err)
 			}
 			c.Close()
 		}, 0},
-		{"no bastion", func(w *world) { w.fail = errors.New("broken") }, func(_ *testing.T, w *world, nc net.Conn) { loginOn(nc, "alice", w.alice) }, 0},
-		{"keys cannot be read", func(w *world) {
-			w.srv.Authorize = func(string, ssh.PublicKey, netip.Addr, time.Time) (auth.Grant, error) {
+		{"no bastion", func(gw *testGateway) { gw.fail = errors.New("broken") }, func(_ *testing.T, gw *testGateway, nc net.Conn) { loginOn(nc, "alice", gw.alice) }, 0},
+		{"keys cannot be read", func(gw *testGateway) {
+			gw.srv.Authorize = func(string, ssh.PublicKey, netip.Addr, time.Time) (auth.Grant, error) {
 				return auth.Grant{}, fmt.Errorf("reading: %w", auth.ErrUndecided)
 			}
-		}, func(_ *testing.T, w *world, nc net.Conn) { loginOn(nc, "alice", w.alice) }, time.Second},
-		{"keys cannot be read any more", func(w *world) {
+		}, func(_ *testing.T, gw *testGateway, nc net.Conn) { loginOn(nc, "alice", gw.alice) }, time.Second},
+		{"keys cannot be read any more", func(gw *testGateway) {
 			var asked atomic.Int32
-			before := w.srv.Authorize
-			w.srv.Authorize = func(user string, key ssh.PublicKey, from netip.Addr, now time.Time) (auth.Grant, error) {
+			before := gw.srv.Authorize
+			gw.srv.Authorize = func(user string, key ssh.PublicKey, from netip.Addr, now time.Time) (auth.Grant, error) {
 				if asked.Add(1) == 1 {
 					return before(user, key, from, now)
 				}
 				return auth.Grant{}, fmt.Errorf("reading: %w", auth.ErrUndecided)
 			}
-		}, func(_ *testing.T, w *world, nc net.Conn) { loginOn(nc, "alice", w.alice) }, time.Second},
-		{"whether a code is needed cannot be read", func(w *world) {
-			w.srv.SecondFactor = &auth.TOTP{Dir: "/nonexistent"}
-		}, func(_ *testing.T, w *world, nc net.Conn) { loginOn(nc, "alice", w.alice) }, time.Second},
-		{"a role for other addresses", func(w *world) {
-			w.srv.Roles = policy.Roles{{Name: "r", Users: []string{"*"}, From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Permit: policy.PermitAll()}}
-		}, func(_ *testing.T, w *world, nc net.Conn) { loginOn(nc, "alice", w.alice) }, 10 * time.Second},
-		{"no role", func(w *world) { w.srv.Roles = policy.Roles{} }, func(_ *testing.T, w *world, nc net.Conn) { loginOn(nc, "alice", w.alice) }, 0},
-		{"a panic", func(w *world) {
-			w.srv.Authorize = func(string, ssh.PublicKey, netip.Addr, time.Time) (auth.Grant, error) { panic("oh") }
-		}, func(_ *testing.T, w *world, nc net.Conn) { loginOn(nc, "alice", w.alice) }, 90 * time.Second},
-		{"from an exempt network", func(w *world) {
-			w.srv.PerSourcePenaltyExempt = []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}
-		}, func(t *testing.T, _ *world, nc net.Conn) { loginOn(nc, "alice", newKey(t)) }, 0},
-		{"a balancer's own", func(w *world) {
-			w.srv.ProxyProtocolFrom = []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}
-		}, func(_ *testing.T, _ *world, nc net.Conn) {
+		}, func(_ *testing.T, gw *testGateway, nc net.Conn) { loginOn(nc, "alice", gw.alice) }, time.Second},
+		{"whether a code is needed cannot be read", func(gw *testGateway) {
+			gw.srv.SecondFactor = &auth.TOTP{Dir: "/nonexistent"}
+		}, func(_ *testing.T, gw *testGateway, nc net.Conn) { loginOn(nc, "alice", gw.alice) }, time.Second},
+		{"a role for other addresses", func(gw *testGateway) {
+			gw.srv.Roles = policy.Roles{{Name: "r", Users: []string{"*"}, From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Permit: policy.PermitAll()}}
+		}, func(_ *testing.T, gw *testGateway, nc net.Conn) { loginOn(nc, "alice", gw.alice) }, 0},
+		{"no role", func(gw *testGateway) { gw.srv.Roles = policy.Roles{} }, func(_ *testing.T, gw *testGateway, nc net.Conn) { loginOn(nc, "alice", gw.alice) }, 0},
+		{"a panic", func(gw *testGateway) {
+			gw.srv.Authorize = func(string, ssh.PublicKey, netip.Addr, time.Time) (auth.Grant, error) { panic("oh") }
+		}, func(_ *testing.T, gw *testGateway, nc net.Conn) { loginOn(nc, "alice", gw.alice) }, 90 * time.Second},
+		{"from an exempt network", func(gw *testGateway) {
+			gw.srv.PerSourcePenaltyExemptList = []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}
+		}, func(t *testing.T, _ *testGateway, nc net.Conn) { loginOn(nc, "alice", sshtest.NewKey(t)) }, 0},
+		{"a balancer's own", func(gw *testGateway) {
+			gw.srv.ProxyProtocolFrom = []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}
+		}, func(_ *testing.T, _ *testGateway, nc net.Conn) {
 			io.WriteString(nc, v2(proxyproto.LOCAL, far4, near4))
 			nc.Close()
 		}, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.srv.PerSourcePenalties = sshdPenalties
-				w.srv.LoginGraceTime = 30 * time.Second
+				gw := newTestGateway(t)
+				gw.srv.PerSourcePenalties = sshdPenalties
+				gw.srv.LoginGraceTime = 30 * time.Second
 				if tt.with != nil {
-					tt.with(w)
+					tt.with(gw)
 				}
-				nc, served := w.dialFrom(t.Context(), from)
-				tt.serve(t, w, nc)
+				nc, served := gw.dialFrom(t.Context(), from)
+				tt.serve(t, gw, nc)
 				nc.Close()
 				<-served
 				var got time.Duration
-				if p := w.srv.penalties.v4.of[netip.MustParsePrefix(from+"/32")]; p != nil {
+				if p := gw.srv.penalties.v4.of[netip.MustParsePrefix(from+"/32")]; p != nil {
 					got = time.Until(p.until)
 				}
 				if got != tt.want {
-					t.Errorf("the penalty is %v, want %v; the log:\n%s", got, tt.want, w.logged())
+					t.Errorf("the penalty is %v, want %v; the log:\n%s", got, tt.want, gw.logged())
 				}
 			})
 		})
 	}
 }
 
-// TestPenaltyBehindBalancer refuses one of those behind a balancer, and neither
-// the others nor the balancer.
+// TestPenaltyBehindBalancer: a client behind a load balancer has a penalty, and neither
+// other clients nor the load balancer have.
 func TestPenaltyBehindBalancer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newProxiedWorld(t)
-		w.srv.PerSourcePenalties = sshdPenalties
+		gw := newProxiedGateway(t)
+		gw.srv.PerSourcePenalties = sshdPenalties
 		try := func(source string, key ssh.Signer) error {
-			nc, served := w.dialFrom(t.Context(), balancer)
+			nc, served := gw.dialFrom(t.Context(), balancer)
 			fmt.Fprintf(nc, "PROXY TCP4 %s 198.51.100.1 5000 22\r\n", source)
 			c, err := loginOn(nc, "alice", key)
 			if err == nil {
@@ -367,172 +366,22 @@ func TestPenaltyBehindBalancer(t *testing.T) {
 			return err
 		}
 		for range 3 {
-			if err := try("203.0.113.1", newKey(t)); err == nil {
-				t.Fatal("a stranger got in")
+			if err := try("203.0.113.1", sshtest.NewKey(t)); err == nil {
+				t.Fatal("logged in with an unknown key")
 			}
 		}
-		if err := try("203.0.113.1", w.alice); err == nil || len(w.dials) > 0 {
-			t.Errorf("a source with a penalty got in; the log:\n%s", w.logged())
+		if err := try("203.0.113.1", gw.alice); err == nil || len(gw.dials) > 0 {
+			t.Errorf("logged in from a source with a penalty; the log:\n%s", gw.logged())
 		}
-		if n := strings.Count(w.logged(), "source refused for a while"); n != 1 {
-			t.Errorf("that there is a penalty was said %d times:\n%s", n, w.logged())
+		if n := strings.Count(gw.logged(), "source has a penalty"); n != 1 {
+			t.Errorf("%d lines about the penalty, want 1:\n%s", n, gw.logged())
 		}
-		if err := try("203.0.113.2", w.alice); err != nil {
+		if err := try("203.0.113.2", gw.alice); err != nil {
 			t.Errorf("another source: %v", err)
 		}
 		time.Sleep(15 * time.Second)
-		if err := try("203.0.113.1", w.alice); err != nil {
-			t.Errorf("when the penalty is over: %v", err)
+		if err := try("203.0.113.1", gw.alice); err != nil {
+			t.Errorf("after the penalty: %v", err)
 		}
 	})
-}
-
-// TestFlood has 500 sources fail 10,000 logins as fast as they can, over real
-// sockets, and an honest user log in all the while; with an audit log and without.
-func TestFlood(t *testing.T) {
-	t.Run("without audit log", func(t *testing.T) { testFlood(t, false) })
-	t.Run("with audit log", func(t *testing.T) { testFlood(t, true) })
-}
-
-func testFlood(t *testing.T, audited bool) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
-	other, err := net.Listen("tcp", "127.7.0.1:0")
-	if err != nil {
-		t.Skip("this system has one loopback address only: ", err)
-	}
-	other.Close()
-	const sources, logins, workers = 500, 10_000, 50
-	w := newWorld(t)
-	var checked atomic.Int64 // keys that the gateway had to look at
-	authorize := w.srv.Authorize
-	w.srv.Authorize = func(user string, key ssh.PublicKey, from netip.Addr, now time.Time) (auth.Grant, error) {
-		if user == "mallory" {
-			checked.Add(1)
-		}
-		return authorize(user, key, from, now)
-	}
-	w.srv.PerSourcePenalties = sshdPenalties
-	w.srv.Log = slog.New(slog.DiscardHandler)
-	events := func() []audit.Event { return nil }
-	if audited {
-		events = w.auditTo(t)
-	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	served := make(chan error, 1)
-	go func() { served <- w.srv.Serve(ctx, ln) }()
-	end := sync.OnceFunc(func() {
-		cancel()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	})
-	defer end()
-
-	connect := func(from net.IP, user string, key ssh.Signer) error {
-		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: from}}
-		nc, err := d.DialContext(ctx, "tcp", ln.Addr().String())
-		if err != nil {
-			return err
-		}
-		defer nc.Close()
-		c, err := loginOn(nc, user, key)
-		if err == nil {
-			c.Close()
-		}
-		return err
-	}
-	before := heapInUse()
-	began := time.Now()
-	var done, in atomic.Int64
-	var flood sync.WaitGroup
-	wrong := newKey(t)
-	for range workers {
-		flood.Go(func() {
-			for {
-				n := done.Add(1)
-				if n > logins {
-					return
-				}
-				if connect(net.IPv4(127, 7, byte(n%sources/250), byte(1+n%sources%250)), "mallory", wrong) == nil {
-					in.Add(1)
-				}
-			}
-		})
-	}
-	over := make(chan struct{})
-	go func() { flood.Wait(); close(over) }()
-	var refused error // her last one
-	tried, good, running, longest := 0, 0, 0, 0
-	for under := true; under; {
-		select {
-		case <-over:
-			under = false
-		default:
-		}
-		tried++
-		if err := connect(net.IPv4(127, 0, 0, 1), "alice", w.alice); err != nil {
-			refused = err
-			running++
-			longest = max(longest, running)
-		} else {
-			good++
-			running = 0
-		}
-	}
-	took := time.Since(began)
-	end() // nothing of a login under way is to count as memory
-	after := heapInUse()
-	t.Logf("%d logins in %v, of which %d were looked at; the honest user tried %d times and got in %d times, refused %d times running at most (%v); %d KiB more memory",
-		logins, took.Round(time.Millisecond), checked.Load(), tried, good, longest, refused, (after-before)>>10)
-	if in.Load() > 0 {
-		t.Errorf("%d strangers got in", in.Load())
-	}
-	// With all workers in the middle of a login, the default of MaxStartups
-	// refuses 61 in 100.
-	if good == 0 || longest > 60 {
-		t.Errorf("the honest user got in %d times of %d, and was refused %d times running: %v", good, tried, longest, refused)
-	}
-	// A penalty runs off as time goes by, so a source may fail once for each
-	// AuthFail, and until it has gathered the minimum; two more may be under
-	// way just then.
-	each := 2 + int64((took+sshdPenalties.Min)/sshdPenalties.AuthFail) + 1
-	if most := sources * each; checked.Load() > most {
-		t.Errorf("%d keys were looked at, want %d at most", checked.Load(), most)
-	}
-	if after-before > 16<<20 {
-		t.Errorf("%d MiB more memory", (after-before)>>20)
-	}
-	if n := len(w.srv.penalties.v4.of); n > sources {
-		t.Errorf("%d sources are remembered", n)
-	}
-	if !audited {
-		return
-	}
-	// No connection is missing from the log, and those that were refused before
-	// they could log in are few lines: two for each source that is told of, and
-	// for the rest, in five minutes.
-	lines, refusedLines, connections := 0, 0, 0
-	for _, e := range events() {
-		lines++
-		switch e.Type {
-		case audit.Connection:
-			connections++
-		case audit.ConnectionRefused:
-			refusedLines++
-			connections += max(e.Times, 1)
-		}
-	}
-	t.Logf("%d lines of audit log, of which %d are about refused connections", lines, refusedLines)
-	if want := logins + tried; connections != want {
-		t.Errorf("the audit log tells of %d connections, want %d", connections, want)
-	}
-	if most := 2 * (refusalSources + 1) * (1 + int(took/refusalsEvery)); refusedLines > most {
-		t.Errorf("%d lines about refused connections, want %d at most", refusedLines, most)
-	}
 }

@@ -15,73 +15,71 @@ import (
 	"time"
 
 	"github.com/pires/go-proxyproto"
+
+	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/transport"
 )
 
 const (
-	// proxyHeaderTimeout bounds the wait for a balancer's header, if
-	// LoginGraceTime is not shorter. A balancer sends it before all else.
+	// proxyHeaderTimeout bounds the wait for a header, if LoginGraceTime is not
+	// shorter. A load balancer sends the header first.
 	proxyHeaderTimeout = 10 * time.Second
-	// proxyHeaderMax bounds what follows the fixed part of a header of version
-	// 2, in bytes: the addresses, and what the balancer likes to add.
+	// proxyHeaderMax bounds the variable part of a version 2 header, in bytes:
+	// addresses and type-length-value fields.
 	proxyHeaderMax = 4096
 )
 
 var (
-	errNoProxyHeader      = errors.New("no PROXY protocol header came first, and proxy_protocol_from says that this address sends one")
-	errProxyHeader        = errors.New("not a PROXY protocol header that can be used")
-	errProxyHeaderTimeout = errors.New("the PROXY protocol header did not come in time")
+	errNoProxyHeader      = errors.New("no PROXY protocol header, although the address is in proxy_protocol_from")
+	errProxyHeader        = errors.New("invalid PROXY protocol header")
+	errProxyHeaderTimeout = errors.New("timeout while waiting for the PROXY protocol header")
 )
 
-// admitProxied finds out who the client is when nc comes from a balancer: the
-// header that it must begin with says so. From anybody else nothing is read, and
-// a header is what any other garbage is. It reports false when it has closed nc
-// because there is nobody to serve.
+// resolveClient sets the addresses of the connection. If nc comes from a load
+// balancer, they are in the PROXY header with which nc must begin. From other
+// addresses nothing is read, so a header there is invalid SSH. If resolveClient
+// returns false, it has closed nc.
 //
-// It reads no further than the header, so that nc stays the plain socket that
-// package wire is fast on.
-func (c *conn) admitProxied(ctx context.Context, nc net.Conn) bool {
-	balancer := c.client.Addr()
-	if !slices.ContainsFunc(c.ProxyProtocolFrom, func(p netip.Prefix) bool { return p.Contains(balancer) }) {
+// It reads no byte beyond the header, so that nc stays a plain socket, which package
+// transport reads and writes without a buffer for each connection.
+func (c *conn) resolveClient(ctx context.Context, nc net.Conn) bool {
+	balancer := c.clientAddr.Addr()
+	if !slices.ContainsFunc(c.cfg.ProxyProtocolFrom, func(p netip.Prefix) bool { return p.Contains(balancer) }) {
 		return true
 	}
 	header, err := c.proxyHeader(ctx, nc)
 	switch {
-	case errors.Is(err, errNobody), ctx.Err() != nil:
+	case errors.Is(err, errSilent), ctx.Err() != nil:
 		nc.Close()
 		return false
 	case err != nil:
-		c.turnedAway(slog.LevelWarn, err)
-		refuse(nc, proxyMessage)
+		c.logRejected(slog.LevelWarn, err)
+		c.reject(nc, transport.ReasonHostNotAllowed, proxyMessage)
 		return false
 	case header.Command.IsLocal():
-		// A connection of the balancer's own, most likely to see whether
-		// anybody is here.
-		c.local = true
+		// Not relayed for a client: usually a health check.
+		c.healthCheck = true
 		return true
 	}
-	c.client, c.server = addrPort(header.SourceAddr), addrPort(header.DestinationAddr)
-	c.log = c.Log.With("conn", c.ref, "remote", c.client.String(), "balancer", balancer.String())
+	c.clientAddr, c.serverAddr = identity.AddrPort(header.SourceAddr), identity.AddrPort(header.DestinationAddr)
+	c.setLog("remote", c.clientAddr.String(), "balancer", balancer.String())
 	return true
 }
 
-// errNobody says that a balancer has closed a connection on which it has sent
-// nothing: that is how many see whether a server is alive.
-var errNobody = errors.New("closed without a byte")
-
-// proxyHeader reads the header off nc. Connections that wait for one are counted
-// apart from those that log in, since they have no source yet; there may be as
-// many as MaxStartups permits at most.
+// proxyHeader reads the header from nc. Connections that wait for a header have no
+// source yet, so they are counted apart from MaxStartups, with its Full as the limit.
+// The error is errSilent if nothing was sent, as many health checks do.
 func (c *conn) proxyHeader(ctx context.Context, nc net.Conn) (*proxyproto.Header, error) {
-	full := c.MaxStartups.orDefault().Full
-	waiting, err := c.headers.admit(netip.Prefix{}, Startups{Start: full, Rate: 100, Full: full}, 0)
+	full := c.cfg.MaxStartups.orDefault().Full
+	slot, err := c.srv.proxyHeaders.take(netip.Prefix{}, Startups{Start: full, Rate: 100, Full: full}, 0)
 	if err != nil {
 		return nil, fmt.Errorf("waiting for PROXY protocol headers: %w", err)
 	}
-	defer waiting.release()
+	defer slot.release()
 
 	timeout := proxyHeaderTimeout
-	if c.LoginGraceTime > 0 {
-		timeout = min(timeout, c.LoginGraceTime)
+	if c.cfg.LoginGraceTime > 0 {
+		timeout = min(timeout, c.cfg.LoginGraceTime)
 	}
 	nc.SetReadDeadline(time.Now().Add(timeout))
 	stop := context.AfterFunc(ctx, func() { nc.SetReadDeadline(time.Unix(1, 0)) })
@@ -96,22 +94,21 @@ func (c *conn) proxyHeader(ctx context.Context, nc net.Conn) (*proxyproto.Header
 	case errors.As(err, &timedOut) && timedOut.Timeout():
 		return nil, errProxyHeaderTimeout
 	case err != nil && len(raw) == 0:
-		return nil, errNobody
+		return nil, errSilent
 	case err != nil:
 		return nil, err
 	}
 	return parseProxyHeader(raw)
 }
 
-// The beginnings of the two versions' headers; the PROXY protocol, sections 2.1
-// and 2.2.
+// The signatures of the two versions (PROXY protocol, sections 2.1 and 2.2).
 const (
 	proxyV1 = "PROXY "
 	proxyV2 = "\r\n\r\n\x00\r\nQUIT\n"
 )
 
-// readProxyHeader reads one header, and no byte more. What it has read before an
-// error comes with the error.
+// readProxyHeader reads one header and no byte more. With an error, it returns the
+// bytes before the error.
 func readProxyHeader(r io.Reader) ([]byte, error) {
 	const longestV1 = 107
 	raw := make([]byte, 0, 128)
@@ -139,7 +136,7 @@ func readProxyHeader(r io.Reader) ([]byte, error) {
 	if string(raw) != proxyV2[:len(raw)] {
 		return raw, fmt.Errorf("%w: it began with %q", errNoProxyHeader, raw)
 	}
-	// The rest of the signature, version and command, family, length.
+	// The rest of the signature, then version and command, family, length.
 	if err := read(16 - len(raw)); err != nil {
 		return raw, fmt.Errorf("reading the PROXY protocol header: %w", err)
 	}
@@ -148,7 +145,7 @@ func readProxyHeader(r io.Reader) ([]byte, error) {
 	}
 	length := int(binary.BigEndian.Uint16(raw[14:]))
 	if length > proxyHeaderMax {
-		return raw, fmt.Errorf("%w: it is to have %d bytes", errProxyHeader, length)
+		return raw, fmt.Errorf("%w: its length is %d bytes", errProxyHeader, length)
 	}
 	if err := read(length); err != nil {
 		return raw, fmt.Errorf("reading the PROXY protocol header: %w", err)
@@ -156,8 +153,7 @@ func readProxyHeader(r io.Reader) ([]byte, error) {
 	return raw, nil
 }
 
-// parseProxyHeader returns a header that is either LOCAL or has two TCP
-// addresses.
+// parseProxyHeader parses a header, which must be LOCAL or have two TCP addresses.
 func parseProxyHeader(raw []byte) (*proxyproto.Header, error) {
 	h, err := proxyproto.Read(bufio.NewReader(bytes.NewReader(raw)))
 	if err != nil {
@@ -167,8 +163,8 @@ func parseProxyHeader(raw []byte) (*proxyproto.Header, error) {
 		return h, nil
 	}
 	for _, a := range []net.Addr{h.SourceAddr, h.DestinationAddr} {
-		if !addrPort(a).IsValid() {
-			return nil, fmt.Errorf("%w: it is not about a TCP connection", errProxyHeader)
+		if !identity.AddrPort(a).IsValid() {
+			return nil, fmt.Errorf("%w: it does not describe a TCP connection", errProxyHeader)
 		}
 	}
 	return h, nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"strings"
 	"sync"
@@ -15,37 +14,38 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/auth"
+	"github.com/sallyport-ssh/sallyport/internal/policy"
 )
 
-// TestRecheck ends logins that are no longer permitted, and only these.
+// TestRecheck: only logins that are no longer permitted end.
 func TestRecheck(t *testing.T) {
 	gone := errors.New("alice:1 is gone")
 	unknown := fmt.Errorf("the folder cannot be read: %w", auth.ErrUndecided)
 	expired := fmt.Errorf("the key %w", auth.ErrExpired)
 	tests := []struct {
 		name    string
-		answers []error // to the questions, one after the other; the last for good
+		answers []error // of Recheck in turn; the last one repeats
 		ends    time.Duration
 		says    string
 	}{
 		{name: "good", answers: []error{nil}},
-		{name: "gone", answers: []error{nil, gone}, ends: 8 * time.Second, says: "The key you logged in with may not be used any more, so this connection ends."},
+		{name: "gone", answers: []error{nil, gone}, ends: 8 * time.Second, says: "The key you logged in with is no longer accepted, so this connection ends."},
 		{name: "gone for a moment", answers: []error{gone, gone, nil, gone, gone, nil}},
 		{name: "not known", answers: []error{nil, unknown}},
-		{name: "not known for a moment", answers: []error{gone, unknown, gone, unknown, gone}, ends: 10 * time.Second, says: "may not be used any more"},
+		{name: "not known for a moment", answers: []error{gone, unknown, gone, unknown, gone}, ends: 10 * time.Second, says: "is no longer accepted"},
 		{name: "expired", answers: []error{nil, nil, expired}, ends: 6 * time.Second, says: "The key or certificate you logged in with has expired"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
+				gw := newTestGateway(t)
 				asked := 0
-				w.srv.Recheck = func(user string, key ssh.PublicKey, _ netip.Addr, _ time.Time, g auth.Grant) (auth.Grant, error) {
+				gw.srv.Recheck = func(user string, key ssh.PublicKey, _ netip.Addr, _ time.Time, g auth.Grant) (auth.Grant, error) {
 					if user == "bob" {
 						return g, nil
 					}
-					if user != "alice" || string(key.Marshal()) != string(w.alice.PublicKey().Marshal()) {
-						t.Errorf("asked about %s", user)
+					if user != "alice" || string(key.Marshal()) != string(gw.alice.PublicKey().Marshal()) {
+						t.Errorf("Recheck for %s", user)
 					}
 					err := tt.answers[min(asked, len(tt.answers)-1)]
 					asked++
@@ -53,17 +53,17 @@ func TestRecheck(t *testing.T) {
 				}
 				ctx, cancel := context.WithCancel(t.Context())
 				var loop sync.WaitGroup
-				loop.Go(func() { w.srv.recheckLogins(ctx) })
+				loop.Go(func() { gw.srv.recheckLogins(ctx) })
 				defer loop.Wait()
 				defer cancel()
 
 				began := time.Now()
-				c, err := w.connect(t.Context(), "alice", w.alice)
+				c, err := gw.connect(t.Context(), "alice", gw.alice)
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer c.Close()
-				bob, err := w.connect(t.Context(), "bob", w.bob)
+				bob, err := gw.connect(t.Context(), "bob", gw.bob)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -92,44 +92,90 @@ func TestRecheck(t *testing.T) {
 					t.Errorf("bob's login: %q, %v, told %q", out, err, quiet())
 				}
 				cause := tt.answers[len(tt.answers)-1]
-				w.mu.Lock()
-				defer w.mu.Unlock()
-				if logged := strings.Contains(w.log.String(), "login is no longer permitted"); logged != (tt.ends != 0) || logged && !strings.Contains(w.log.String(), cause.Error()) {
-					t.Errorf("logged\n%s", w.log.String())
+				gw.mu.Lock()
+				defer gw.mu.Unlock()
+				if logged := strings.Contains(gw.log.String(), "login is no longer permitted"); logged != (tt.ends != 0) || logged && !strings.Contains(gw.log.String(), cause.Error()) {
+					t.Errorf("logged\n%s", gw.log.String())
 				}
 			})
 		})
 	}
 }
 
-// startShell opens a session with a terminal, and returns what is on it.
-func startShell(t *testing.T, c *client) (told func() string) {
-	t.Helper()
-	s, err := c.NewSession()
-	if err != nil {
-		t.Fatal(err)
+// TestReload: logins that the new settings permit go on with their old settings, the others
+// end, and new logins have the new settings.
+func TestReload(t *testing.T) {
+	all := policy.PermitAll()
+	noForwards := all
+	noForwards.PortForwarding = false
+	role := func(permit policy.Permit, users ...string) policy.Roles {
+		return policy.Roles{{Name: "staff", Users: users, Permit: permit}}
 	}
-	var mu sync.Mutex
-	var text strings.Builder
-	w := writerFunc(func(p []byte) (int, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		return text.Write(p)
-	})
-	s.Stdout, s.Stderr = io.Writer(w), io.Writer(w)
-	if err := s.RequestPty("xterm", 24, 80, nil); err != nil {
-		t.Fatal(err)
+	tests := []struct {
+		name          string
+		before, after policy.Roles
+		ends          bool
+		because       string
+	}{
+		{name: "the same", before: role(all, "alice", "bob"), after: role(all, "alice", "bob")},
+		{name: "no roles any more", before: role(noForwards, "alice", "bob")},
+		{name: "wider", before: role(noForwards, "alice", "bob"), after: role(all, "alice", "bob")},
+		{name: "removed from the role", before: role(all, "alice", "bob"), after: role(all, "bob"), ends: true, because: policy.ErrNoRole.Error()},
+		{name: "the first roles", after: role(all, "bob"), ends: true, because: policy.ErrNoRole.Error()},
+		{name: "narrower", before: role(all, "alice", "bob"), after: append(role(noForwards, "alice"), role(all, "bob")...), ends: true, because: policy.ErrNarrowed.Error()},
 	}
-	if err := s.Shell(); err != nil {
-		t.Fatal(err)
-	}
-	return func() string {
-		mu.Lock()
-		defer mu.Unlock()
-		return text.String()
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				gw := newTestGateway(t)
+				gw.srv.Roles = tt.before
+				ctx, cancel := context.WithCancel(t.Context())
+				var loop sync.WaitGroup
+				loop.Go(func() { gw.srv.recheckLogins(ctx) })
+				defer loop.Wait()
+				defer cancel()
+				c, err := gw.connect(t.Context(), "alice", gw.alice)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				told := startShell(t, c)
+				time.Sleep(10 * time.Second)
+
+				next := gw.srv.Settings
+				next.Roles, next.Banner = tt.after, "new"
+				gw.srv.Reload(next)
+				ended := make(chan struct{})
+				go func() { c.Wait(); close(ended) }()
+				time.Sleep(10 * time.Second)
+				synctest.Wait()
+				select {
+				case <-ended:
+					if !tt.ends {
+						t.Error("it has ended")
+					}
+				default:
+					if tt.ends {
+						t.Error("it goes on")
+					}
+				}
+				if got := told(); tt.ends != strings.Contains(got, roleEndedMessage) {
+					t.Errorf("told %q", got)
+				}
+				gw.mu.Lock()
+				if log := gw.log.String(); !strings.Contains(log, tt.because) {
+					t.Errorf("logged\n%s", log)
+				}
+				gw.mu.Unlock()
+				bob, err := gw.connect(t.Context(), "bob", gw.bob)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer bob.Close()
+				if got := bob.shown(); got != "new" {
+					t.Errorf("bob's banner is %q", got)
+				}
+			})
+		})
 	}
 }
-
-type writerFunc func([]byte) (int, error)
-
-func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

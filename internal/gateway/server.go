@@ -1,230 +1,257 @@
-// Package gateway is the SSH server users connect to: it lets them log in, gets
-// each her own bastion, and relays her connection to it.
+// Package gateway is the SSH server that users connect to. It authenticates them,
+// gets each user a bastion, and relays the connection to it.
 //
-// Read a connection's life from [Server.ServeConn] down.
+// The life of a connection reads top-down from [Server.ServeConn].
 package gateway
 
 import (
-	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/base32"
 	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
-	"runtime/debug"
-	"strings"
+	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"golang.org/x/crypto/ssh"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sallyport-ssh/sallyport/internal/audit"
-	"github.com/sallyport-ssh/sallyport/internal/auth"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
-	"github.com/sallyport-ssh/sallyport/internal/policy"
-	"github.com/sallyport-ssh/sallyport/internal/record"
-	"github.com/sallyport-ssh/sallyport/internal/relay"
-	"github.com/sallyport-ssh/sallyport/internal/wire"
 )
 
-// A Server serves users' connections. Set the fields, then call [Server.Serve];
-// they may not change afterwards. Settings that sshd_config(5) has too mean what
-// they mean there.
+// A Server serves users' connections. Its fields must be set before [Server.Serve]
+// or [Server.ServeConn] is called, and must not change afterwards.
+// [Server.Reload] replaces the Settings.
 type Server struct {
-	// HostKeys are this gateway's; at least one.
-	HostKeys []ssh.Signer
-	// Authorize says whether a key is a user's, and what it permits. It must
-	// have no effects: it is called for keys that are only offered. What is
-	// wrong with a refused key is for the log, not for the client.
-	Authorize func(user string, key ssh.PublicKey, from netip.Addr, now time.Time) (auth.Grant, error)
-	// Recheck, if not nil, is asked every few seconds for every login whether
-	// what was granted still is. A login that is not is ended; one that is
-	// auth.ErrUndecided goes on. It returns the grant to ask about the next
-	// time. It should not block. See [auth.Keys.Recheck].
-	Recheck func(user string, key ssh.PublicKey, from netip.Addr, now time.Time, granted auth.Grant) (auth.Grant, error)
-	// Roles say what users may do beside what their keys permit. A login ends
-	// when one of its roles does not hold any more. Nil means no roles.
-	Roles policy.Roles
-	// SecondFactor, if not nil, is asked for after a key has been proven.
-	SecondFactor SecondFactor
-	// Dial finds or starts the user's bastion and connects to it. It is
-	// called only for an identity that has been proven. It calls notify, at
-	// most once, if the user will have to wait. See [bastion.Dialer.Dial].
+	// Settings are in force until the first Reload.
+	Settings
+
+	// Dial finds or starts the user's bastion and connects to it. It is only
+	// called after a signature has been verified. It calls notify at most
+	// once, if the user has to wait. See [bastion.Dialer.Dial].
 	Dial func(ctx context.Context, id identity.Identity, notify func(starting bool)) (*bastion.Conn, error)
+	// UsualStart returns how long bastions of a profile usually take to
+	// start, or zero if that is not known. It may be nil. See
+	// [bastion.Dialer.UsualStart].
+	UsualStart func(profile string) time.Duration
 
-	// Console, if not nil, serves the connections of users who ask for the
-	// profile "ctl" and have proven who they are. It returns when the
-	// connection has ended, which it must see to when ctx ends. A key with a
-	// forced command never gets here.
-	Console func(ctx context.Context, c ConsoleConn)
+	// WhyEnded returns why the task of a lost bastion has ended, or nil if
+	// that is not known when ctx ends. It may be nil. See
+	// [bastion.Dialer.WhyEnded].
+	WhyEnded func(ctx context.Context, owner bastion.Owner, taskID string) error
 
-	// ProxyProtocolFrom are the balancers in front of the gateway. A connection
-	// from one of them must begin with a header of the PROXY protocol, version
-	// 1 or 2, and is its client's from then on; from others it must not. Nil
-	// means that there are none.
-	ProxyProtocolFrom []netip.Prefix
+	// Console serves an authenticated connection to the profile "ctl". It
+	// returns when the connection has ended, with the reason. If Console is
+	// nil, there is no such profile. A key with a forced command cannot open
+	// the console.
+	Console func(ctx context.Context, c ConsoleConn) error
 
-	// LoginGraceTime is how long a client may take to prove who it is.
-	// Waiting for a bastion does not count. Zero means two minutes.
-	LoginGraceTime time.Duration
-	// MaxStartups bounds connections that have not proven who they are yet,
-	// and PerSourceMaxStartups those of one source; zero is no bound.
-	MaxStartups          Startups
-	PerSourceMaxStartups int
-	// PerSourceNetBlockSize says what is one source. PerSourcePenalties are
-	// for those that do not log in, except from the networks that are exempt.
-	PerSourceNetBlockSize  NetBlockSize
-	PerSourcePenalties     Penalties
-	PerSourcePenaltyExempt []netip.Prefix
-	// MaxAuthTries is how many keys may fail before the client is cut off;
-	// zero means six.
-	MaxAuthTries int
-	// MaxSessions is how many sessions one connection may have open at once,
-	// and MaxConnections how many connections one user. Zero means ten, and
-	// no bound.
-	MaxSessions, MaxConnections int
-	// MaxMemory is how many bytes of the heap may be in use before connections
-	// are closed whose peers have sent much that the other side does not read.
-	// Zero is no bound.
-	MaxMemory int64
-	// ClientAliveInterval is how often a client is asked whether it is still
-	// there, and ClientAliveCountMax how many unanswered questions end the
-	// connection. Zero means 15 s and 4. Bastions are asked the same way.
-	ClientAliveInterval time.Duration
-	ClientAliveCountMax int
-	// Drain is how long sessions may go on when Serve's context ends.
-	Drain time.Duration
-	// Ciphers, MACs and KexAlgorithms are offered to clients; nil means the
-	// defaults (see algorithms.go).
-	Ciphers, MACs, KexAlgorithms []string
-	// VersionAddendum is appended to the version that clients are told.
-	VersionAddendum string
-	// Banner is shown to everybody before authentication; usually empty.
-	Banner string
+	// Revoked returns an error for users that may not log in for the time being,
+	// whatever keys they have. Their connections end at the next recheck. It must not
+	// block. It may be nil. See [revoked.List.Check].
+	Revoked func(user string, now time.Time) error
 
-	// Audit is where it is written down what happens; nil means nowhere.
+	// Audit is the audit log; nil disables auditing.
 	Audit *audit.Log
-	// Record says what is recorded of a login's sessions in any case, its
-	// permissions may ask for more; nil means nothing. Recordings is where
-	// they go. A session that cannot be recorded ends, unless
-	// RecordingsOptional.
-	Record             func(identity.Identity) identity.Record
-	Recordings         *record.Store
-	RecordingsOptional bool
 
 	Log *slog.Logger
 
-	startups  startups
-	headers   startups // connections whose PROXY header is still to come
-	penalties penalties
-	refusals  refusals
+	reloaded atomic.Pointer[Settings] // nil before the first Reload
+
+	startups     startups     // connections that have not logged in
+	callStartups startups     // the same of the HTTP API, which must not shut out logins over SSH
+	proxyHeaders startups     // connections whose PROXY header is still to come
+	rejecting    atomic.Int32 // rejected connections whose clients still read
+	penalties    penalties
+
+	// Log entries that are rate-limited: rejected connections by source; and,
+	// beyond LogPerUser, refused logins by user or, before a key is proven, by
+	// source.
+	suppressedConns  suppressedLog[netip.Prefix]
+	suppressedUsers  suppressedLog[string]
+	suppressedUnauth suppressedLog[netip.Prefix]
+
+	budgets       budgets
+	unauthBudget  budget       // of all connections without a proven key together
+	unauthDropped atomic.Int64 // lines of such connections that were dropped
+
+	accepting atomic.Pointer[[]acceptLoop] // of Serve; nil before
+	// accepted counts the connections of Serve that have not ended.
+	accepted atomic.Int64
+	// handedOver: another process accepts from the same sockets.
+	handedOver atomic.Bool
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}
 	users map[string]int // connections per user
-	// draining lets no new ones in, and closing ends no more by themselves:
-	// all are being ended.
+	// draining: no new connections are accepted. closing: all connections are
+	// being closed.
 	draining, closing bool
 
-	wg sync.WaitGroup // connections, and what closes them
+	wg sync.WaitGroup // connections, and goroutines that close them
 
-	heap   func() int64 // in place of the real one, in tests
-	scarce time.Time    // when memory was last so without anybody who held much
+	freeLogSpace func() int64 // replaces Audit.Free in tests
 }
 
-// A SecondFactor knows which users must give a code beside their key, and which
-// codes are right. See [auth.TOTP].
+// A SecondFactor checks verification codes. See [auth.TOTP].
 type SecondFactor interface {
+	// Needs reports whether the user must give a code beside a key.
 	Needs(user string) (bool, error)
-	Check(user, code string, now time.Time) error
+	// Check returns nil if the code is right. See [auth.ErrCodeUsed] and
+	// [auth.ErrCodeLater] for errors that the user is told.
+	Check(ctx context.Context, user, code string, now time.Time) error
 }
 
-// A conn is one user's connection.
-type conn struct {
-	*Server
-	wire *wire.Conn
-	ref  string // names the connection for people and in logs
-	log  *slog.Logger
+// Reload replaces the settings. Connections that were accepted before keep
+// theirs. It may be called at any time.
+func (s *Server) Reload(next Settings) { s.reloaded.Store(&next) }
 
-	client, server netip.AddrPort // the two ends, those beyond a balancer
-	local          bool           // it is a balancer's own
-	began          time.Time
-	admission      *admission
-
-	// What login leaves behind.
-	offered  string // the user name last asked for, proven or not
-	account         // for the audit log
-	identity identity.Identity
-	dial     *dial
-	counted  string // the user it counts for, once proven; under Server.mu
-
-	holding holding     // by what it is logged in
-	notices chan string // not nil if it is one to the console; set by login
-
-	keepClient, keepBastion keepalive
-
-	// For guardMemory; unread is the sum of the others.
-	fromClientHeld, fromBastionHeld held
-	unread                          int64
-
-	// Set when it has logged in; under Server.mu.
-	peer  ssh.Conn
-	relay *relay.Relay // nil if it is one to the console
+// DrainTime returns how long connections may go on after the end of Serve's
+// context.
+func (s *Server) DrainTime() time.Duration {
+	settings := s.settings()
+	return settings.DrainDelay + settings.Drain
 }
 
-// Serve accepts and serves connections until ctx ends or a listener fails. Then
-// it stops accepting, closes the connections that have not logged in, tells every
-// terminal, waits up to s.Drain for the others to end by themselves, and closes
-// the rest. Bastions stay up. Every connection has ended when Serve returns: nil
-// if it was ctx that ended. It closes the listeners, and may be called once.
+// settings returns the settings in force.
+func (s *Server) settings() *Settings {
+	if next := s.reloaded.Load(); next != nil {
+		return next
+	}
+	return &s.Settings
+}
+
+// HandOver declares that another process accepts from the sockets of Serve's listeners,
+// whose caller closes them next. In the drain that follows, connections that have not
+// logged in may go on like the others.
+func (s *Server) HandOver() { s.handedOver.Store(true) }
+
+// Serve accepts and serves connections until DrainDelay after ctx's end, or until a
+// listener fails or is closed. Then it drains: it stops accepting, closes the
+// connections that have not logged in, notifies every terminal, waits up to Drain for
+// the other connections to end, and closes the rest. Logins that wait for a bastion go
+// on during that time. Bastions keep running.
+//
+// Every connection has ended when Serve returns. The error is nil if ctx has ended,
+// or after HandOver. Serve closes the listeners, and may be called once.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
-	// A connection does not end because accepting does.
+	// The end of ctx stops accepting; it does not end connections.
 	connCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
 
-	accepting, acceptCtx := errgroup.WithContext(ctx)
-	for _, ln := range listeners {
+	acceptCtx, stopAccepting := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopAccepting()
+	accepting, acceptCtx := errgroup.WithContext(acceptCtx)
+	defer context.AfterFunc(ctx, func() {
+		if delay := s.settings().DrainDelay; delay > 0 {
+			s.Log.Info("leaving service, and still accepting", "drain_delay", delay.String())
+			select {
+			case <-time.After(delay):
+			case <-acceptCtx.Done():
+			}
+		}
+		stopAccepting()
+	})()
+	loops := make([]acceptLoop, len(listeners))
+	s.accepting.Store(&loops)
+	for i, ln := range listeners {
 		defer context.AfterFunc(acceptCtx, func() { ln.Close() })()
-		accepting.Go(func() error { return s.accept(connCtx, ln) })
+		accepting.Go(func() error { return s.accept(connCtx, ln, &loops[i]) })
 	}
-	tasksCtx, stopTasks := context.WithCancel(context.WithoutCancel(ctx)) // also while it drains
+	// The periodic tasks run on during the drain.
+	tasksCtx, stopTasks := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopTasks()
 	var tasks sync.WaitGroup
 	tasks.Go(func() { s.recheckLogins(tasksCtx) })
-	tasks.Go(func() { s.tellRefusals(tasksCtx) })
-	tasks.Go(func() { s.guardMemory(tasksCtx) })
+	tasks.Go(func() { s.flushPeriodically(tasksCtx) })
 	err := accepting.Wait()
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || s.handedOver.Load() {
 		err = nil
 	}
-	cancel(errDraining) // nobody waits for a bastion any more
+	if !s.handedOver.Load() {
+		s.closeUnauthenticated()
+	}
 	s.drain()
+	s.closeUnauthenticated()
+	cancel(errDraining) // ends the remaining waits for a bastion
+	s.awaitRefusals()
 	stopTasks()
 	tasks.Wait()
 	s.closeAll()
 	s.wg.Wait()
-	s.tellRefused(time.Now(), true)
+	s.flushSuppressed(time.Now(), true)
 	return err
 }
 
 var errDraining = errors.New("draining")
 
-func (s *Server) accept(ctx context.Context, ln net.Listener) error {
+const (
+	// acceptInterval is the interval at which an accept loop turns if no client
+	// connects.
+	acceptInterval = 5 * time.Second
+	// stuckAfter is the time without a turn after which an accept loop counts as
+	// stuck.
+	stuckAfter = 30 * time.Second
+)
+
+// An acceptLoop has the time of a loop's last turn; nil if the loop does not run, or if its
+// listener has no deadlines.
+type acceptLoop struct{ turned atomic.Pointer[time.Time] }
+
+// AcceptStuck reports whether an accept loop of Serve has not turned for stuckAfter. A loop
+// that has ended is not stuck.
+func (s *Server) AcceptStuck() bool {
+	loops := s.accepting.Load()
+	if loops == nil {
+		return false
+	}
+	for i := range *loops {
+		if turned := (*loops)[i].turned.Load(); turned != nil && time.Since(*turned) > stuckAfter {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Server) accept(ctx context.Context, ln net.Listener, loop *acceptLoop) error {
+	var spare spareFile
+	defer spare.close()
+	defer loop.turned.Store(nil)
+	timed, hasDeadline := ln.(interface{ SetDeadline(time.Time) error })
+	var logged time.Time // the last line about a shortage
 	for pause := time.Duration(0); ; {
+		spare.open()
+		if hasDeadline {
+			now := time.Now()
+			loop.turned.Store(&now)
+			timed.SetDeadline(now.Add(acceptInterval))
+		}
 		nc, err := ln.Accept()
 		if err == nil {
 			pause = 0
-			s.wg.Go(func() { s.ServeConn(ctx, nc) })
+			s.accepted.Add(1)
+			s.wg.Go(func() {
+				defer s.accepted.Add(-1)
+				s.ServeConn(ctx, nc)
+			})
 			continue
 		}
 		if errors.Is(err, net.ErrClosed) {
 			return err
 		}
-		// Out of file descriptors, most likely. It passes as others leave.
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		if isShortage(err) && s.rejectOne(ln, &spare) {
+			if time.Since(logged) >= shortageInterval {
+				logged = time.Now()
+				s.Log.Error("the gateway is short of resources and rejects connections", "err", err)
+			}
+			continue
+		}
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 		s.Log.Error("accept", "err", err, "retry", pause)
 		select {
@@ -235,428 +262,109 @@ func (s *Server) accept(ctx context.Context, ln net.Listener) error {
 	}
 }
 
-// ServeConn serves one user's connection and returns when it has ended. It owns
-// nc. Ending ctx ends the wait for a bastion, not a connection that has one.
-func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
-	c := s.newConn(nc)
-	defer c.recover(nc)
-	if !c.startup(ctx, nc) {
-		return
-	}
-	defer c.admission.release()
-	c.wire = wire.New(nc)
-	defer c.stopKeepalives()
-	defer c.wire.Close()
-	if !c.enter() {
-		return
-	}
-	defer c.leave()
-	c.serve(ctx)
-}
-
-// serve has the client log in, and relays or serves its console until either
-// side ends.
-func (c *conn) serve(ctx context.Context) {
-	defer c.endDial()
-	client, ok := c.letIn(ctx)
-	if !ok {
-		return
-	}
-	if c.isConsole() {
-		c.serveConsole(ctx, client)
-		c.ended("client", client.Conn.Wait())
-		return
-	}
-	byClient, err := c.startRelay(client).Run(c.dial.deliver(), func() string { return userMessage(c.dial.reason(), c.ref) })
-	if byClient {
-		c.ended("client", err)
-	} else {
-		c.ended("bastion", err)
-	}
-}
-
-// What needs space on the stack is kept out of ServeConn and serve, which hold
-// what they take for as long as the connection lasts.
-
-func (s *Server) newConn(nc net.Conn) *conn {
-	c := &conn{Server: s, ref: newRef(), began: time.Now(), client: addrPort(nc.RemoteAddr()), server: addrPort(nc.LocalAddr())}
-	c.log = s.Log.With("conn", c.ref, "remote", nc.RemoteAddr().String())
-	return c
-}
-
-// startup lets a connection that has not logged in try to, or turns it away
-// (sshd_config(5), MaxStartups and PerSourcePenalties).
-func (c *conn) startup(ctx context.Context, nc net.Conn) bool {
-	if !c.admitProxied(ctx, nc) {
-		return false
-	}
-	if err := c.checkPenalty(); err != nil {
-		c.turnedAway(slog.LevelInfo, err) // the penalty itself was a warning
-		refuse(nc, notAllowed)
-		return false
-	}
-	var err error
-	c.admission, err = c.startups.admit(c.source(), c.MaxStartups, c.PerSourceMaxStartups)
-	if err != nil {
-		c.turnedAway(slog.LevelWarn, err)
-		refuse(nc, "Exceeded MaxStartups\r\n")
-		return false
-	}
-	return true
-}
-
-// letIn has the client log in, and writes down what came of it.
-func (c *conn) letIn(ctx context.Context) (relay.Peer, bool) {
-	if !c.local {
-		c.auditConnection()
-	}
-	client, err := c.login(ctx)
-	if err != nil {
-		c.penalise(err)
-		c.auditRefusal(err)
-		c.logRefusal(err)
-		return relay.Peer{}, false
-	}
-	c.log.Info("login", "user", c.identity.User, "profile", c.identity.Profile, "key", c.identity.Key,
-		"client", string(client.Conn.ClientVersion()), "ms", time.Since(c.began).Milliseconds())
-	c.keepClient.start(c, client.Conn, "client", c.wire)
-	return client, true
-}
-
-// ended writes down who ended the connection, and why.
-func (c *conn) ended(by string, reason error) {
-	c.auditEnd(by, reason)
-	c.log.Info("end", "user", c.identity.User, "by", by, "reason", reason.Error(), "seconds", int(time.Since(c.began).Seconds()))
-}
-
-// startRelay makes the relay, and makes it known to those who close the
-// gateway.
-func (c *conn) startRelay(client relay.Peer) *relay.Relay {
-	c.Server.mu.Lock()
-	defer c.Server.mu.Unlock()
-	c.relay = &relay.Relay{
-		Client:      client,
-		Permissions: c.identity.Permissions,
-		MaxSessions: least(c.MaxSessions, c.identity.Permissions.Limits.Sessions),
-		Lost:        lostMessage(c.ref),
-		Watch:       c.watcher(),
-		Log:         c.log,
-	}
-	c.peer = client.Conn
-	return c.relay
-}
-
-// serveConsole serves a connection to the console until it has ended.
-func (c *conn) serveConsole(ctx context.Context, client relay.Peer) {
-	c.Server.mu.Lock()
-	c.peer = client.Conn
-	c.Server.mu.Unlock()
-	defer client.Conn.Close()
-	// That the gateway drains is no reason to end it yet.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { client.Conn.Close() })()
-	c.Console(ctx, ConsoleConn{
-		ServerConn: client.Conn.(*ssh.ServerConn),
-		Chans:      client.Chans,
-		Reqs:       client.Reqs,
-		Identity:   c.identity,
-		Notices:    c.notices,
-	})
-}
-
-// enter counts the connection in, so that it is told and closed when the
-// gateway goes down. It reports false if that has happened.
-func (c *conn) enter() bool {
-	c.Server.mu.Lock()
-	defer c.Server.mu.Unlock()
-	if c.draining {
-		return false
-	}
-	if c.conns == nil {
-		c.conns = make(map[*conn]struct{})
-	}
-	c.conns[c] = struct{}{}
-	return true
-}
-
-// leave counts it out.
-func (c *conn) leave() {
-	c.Server.mu.Lock()
-	defer c.Server.mu.Unlock()
-	delete(c.conns, c)
-	if user := c.counted; user != "" {
-		if c.users[user]--; c.users[user] == 0 {
-			delete(c.users, user)
-		}
-	}
-}
-
-// countUser counts the connection among its user's, or refuses it if there are
-// most of them.
-func (c *conn) countUser(user string, most int) error {
-	c.Server.mu.Lock()
-	defer c.Server.mu.Unlock()
-	if most > 0 && c.users[user] >= most {
-		return errTooManyConnections
-	}
-	if c.users == nil {
-		c.users = make(map[string]int)
-	}
-	c.users[user]++
-	c.counted = user
-	return nil
-}
-
-// least returns the smaller of two limits; zero is none.
-func least(a, b int) int {
-	if a == 0 || b != 0 && b < a {
-		return b
-	}
-	return a
-}
-
-// logRefusal says why a client did not get in. Errors of clients that were
-// never one are for debugging only: the internet is full of them.
-func (c *conn) logRefusal(err error) {
-	switch {
-	case c.dial != nil: // proven; the cause has been logged where it was known
-		c.log.Info("login ended without a bastion", "user", c.dial.user)
-	case c.local && c.offered == "":
-		c.log.Debug("a balancer looked whether the gateway is there", "err", err.Error())
-	case c.holding.key != nil && c.refusal != nil: // proven, and the cause is ours
-		c.log.Warn("login refused", "user", c.offered, "key", fingerprint(c.holding.key), "err", c.refusal)
-	default:
-		c.log.Info("login refused", "user", c.offered, "err", err.Error())
-	}
-}
-
-// drain tells every terminal that the gateway goes down and gives connections
-// the time to end. Strangers get none, and who watches in the console holds up
-// nobody.
+// drain notifies every terminal and waits until no user is connected, for Drain at
+// most; after HandOver, until no connection is left. Connections to the console do not
+// delay the end.
 func (s *Server) drain() {
-	s.closeStrangers()
-	s.tell(drainMessage(s.Drain))
-	s.Log.Info("draining", "connections", s.inUse(), "drain", s.Drain.String())
-	deadline := time.Now().Add(s.Drain)
-	for time.Now().Before(deadline) && s.inUse() > 0 {
+	drain := s.settings().Drain
+	s.notifyAll(drainMessage(drain))
+	s.Log.Info("draining", "connections", s.userConns(), "drain", drain.String())
+	left := s.userConns
+	if s.handedOver.Load() {
+		left = func() int { return int(s.accepted.Load()) - s.consoles() }
+	}
+	deadline := time.Now().Add(drain)
+	for time.Now().Before(deadline) && left() > 0 {
 		time.Sleep(50 * time.Millisecond)
 	}
 }
 
-// closeStrangers closes the connections of those who have not proven who they
-// are, and lets no more in.
-func (s *Server) closeStrangers() {
+// closeUnauthenticated closes the connections without a proven key, and has new
+// ones rejected.
+func (s *Server) closeUnauthenticated() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.draining = true
 	for c := range s.conns {
-		if c.counted == "" {
-			c.because("gateway", errDraining.Error())
-			s.wg.Go(func() { c.wire.Close() }) // may take a second each
+		if c.countedAs == "" {
+			c.setCause("gateway", errDraining.Error())
+			s.wg.Go(func() { c.stream.Close() }) // may take a second each
 		}
 	}
 }
 
-// inUse returns how many connections users have or wait for, those to the
-// console aside.
-func (s *Server) inUse() int {
+// userConns returns the number of connections that have a bastion or wait for one.
+func (s *Server) userConns() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := 0
 	for c := range s.conns {
-		if c.counted != "" && (c.peer == nil || c.relay != nil) {
+		if c.countedAs != "" && (!c.loggedIn || c.relay != nil) {
 			n++
 		}
 	}
 	return n
 }
 
-// tell writes a line to every terminal and returns how many connections there
-// are.
-func (s *Server) tell(line string) int {
+// consoles returns the number of connections to the console.
+func (s *Server) consoles() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for c := range s.conns {
+		if c.loggedIn && c.relay == nil {
+			n++
+		}
+	}
+	return n
+}
+
+// notifyAll writes a line to every terminal. It returns the number of connections.
+func (s *Server) notifyAll(line string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
 		switch {
 		case c.relay != nil:
 			c.relay.Tell(line)
-		case c.peer != nil:
-			c.notice(line)
+		case c.loggedIn:
+			c.notifyConsole(line)
 		}
 	}
 	return len(s.conns)
 }
 
+// awaitRefusals waits, for a second at most, until the logins whose wait for a bastion has
+// just ended have been told so.
+func (s *Server) awaitRefusals() {
+	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline) && s.waiting() > 0; {
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// waiting returns the number of connections with a proven key whose login has not
+// succeeded.
+func (s *Server) waiting() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for c := range s.conns {
+		if c.countedAs != "" && !c.loggedIn {
+			n++
+		}
+	}
+	return n
+}
+
 func (s *Server) closeAll() {
-	if s.tell(goodbyeMessage) > 0 {
-		time.Sleep(100 * time.Millisecond) // for the goodbye to leave
+	if s.notifyAll(goodbyeMessage) > 0 {
+		time.Sleep(100 * time.Millisecond) // for the message to be sent
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closing = true
 	for c := range s.conns {
-		c.because("gateway", errDraining.Error())
-		s.wg.Go(func() { c.wire.Close() }) // may take a second each
+		c.setCause("gateway", errDraining.Error())
+		s.wg.Go(func() { c.stream.Close() }) // may take a second each
 	}
-}
-
-// A keepalive asks a peer that has been silent for ClientAliveInterval whether it
-// is still there, and closes the connection when nothing at all has come from it
-// for ClientAliveCountMax intervals since.
-//
-// It is a timer, not a goroutine, since a goroutine per connection would be
-// asleep nearly always; two exist while a question is out.
-type keepalive struct {
-	conn *conn
-	peer ssh.Conn
-	name string     // of the peer
-	wire *wire.Conn // the stream under it; nil if there is another
-	last uint64     // what had been heard when it was last looked
-
-	mu     sync.Mutex
-	timer  *time.Timer // nil before start and after stop
-	asking sync.WaitGroup
-}
-
-// start has peer asked from now on, until stop is called. nc is the stream under
-// it.
-func (k *keepalive) start(c *conn, peer ssh.Conn, name string, nc net.Conn) {
-	k.conn, k.peer, k.name = c, peer, name
-	k.wire, _ = nc.(*wire.Conn)
-	k.last = k.heard()
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.timer = time.AfterFunc(k.untilNext(), k.tick)
-}
-
-func (c *conn) stopKeepalives() {
-	c.keepClient.stop()
-	c.keepBastion.stop()
-}
-
-// stop waits for a question that is out: the peer must have been closed.
-func (k *keepalive) stop() {
-	k.mu.Lock()
-	if k.timer != nil {
-		k.timer.Stop()
-		k.timer = nil
-	}
-	k.mu.Unlock()
-	k.asking.Wait()
-}
-
-func (k *keepalive) interval() time.Duration {
-	return cmp.Or(k.conn.ClientAliveInterval, 15*time.Second)
-}
-
-func (k *keepalive) heard() uint64 {
-	if k.wire == nil {
-		return 0
-	}
-	return k.wire.Heard()
-}
-
-// tick runs in a goroutine of the timer's.
-func (k *keepalive) tick() {
-	k.mu.Lock()
-	if k.timer == nil {
-		k.mu.Unlock()
-		return
-	}
-	k.asking.Add(1)
-	k.mu.Unlock()
-	defer k.asking.Done()
-	defer k.conn.recover(k.conn.wire)
-	if k.heard() == k.last && !k.ask() {
-		return
-	}
-	k.last = k.heard()
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.timer != nil {
-		k.timer.Reset(k.untilNext())
-	}
-}
-
-// untilNext is an interval, give or take a thirtieth: as many connections as
-// possible are looked at in the same moment. To wake up for each of some
-// thousands by itself would cost more than the questions do.
-func (k *keepalive) untilNext() time.Duration {
-	now := time.Now()
-	return now.Add(k.interval()).Round(k.interval() / 15).Sub(now)
-}
-
-// ask reports whether the peer is still there.
-func (k *keepalive) ask() bool {
-	answered := make(chan bool, 1)
-	k.asking.Go(func() { // ends with the connection, at the latest
-		ok := false
-		defer func() { answered <- ok }()
-		defer k.conn.recover(k.conn.wire)
-		_, _, err := k.peer.SendRequest("keepalive@openssh.com", true, nil)
-		ok = err == nil
-	})
-	patience := k.interval() * time.Duration(cmp.Or(k.conn.ClientAliveCountMax, 4))
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	for {
-		select {
-		case ok := <-answered:
-			return ok
-		case <-timer.C:
-			// The answer may be far behind in what a slow link still has
-			// to carry; whoever sends anything is alive.
-			if now := k.heard(); now != k.last {
-				k.last = now
-				timer.Reset(patience)
-				continue
-			}
-			k.conn.log.Info("no answer to keepalives", "from", k.name, "for", patience.String())
-			k.conn.because(k.name, "no answer to keepalives for "+patience.String())
-			k.peer.Close()
-			return false
-		}
-	}
-}
-
-// recover keeps a panic from ending the process, and with it everybody else's
-// connections: it ends this connection instead, whose stream is nc.
-func (c *conn) recover(nc net.Conn) {
-	if p := recover(); p != nil {
-		logPanic(c.log, p)
-		if c.holding.key == nil {
-			c.addPenalty(c.PerSourcePenalties.Crash, "caused a panic")
-		}
-		nc.Close()
-	}
-}
-
-// logPanic is to be called where p was recovered.
-func logPanic(log *slog.Logger, p any) {
-	log.Error("panic", "panic", p, "stack", string(debug.Stack()))
-}
-
-// refuse says something before the identification string, as RFC 4253, section
-// 4.2, allows, and closes the connection.
-func refuse(nc net.Conn, text string) {
-	nc.SetDeadline(time.Now().Add(time.Second))
-	nc.Write([]byte(text))
-	nc.Close()
-}
-
-// newRef returns a short name for a connection, easily read out on the phone.
-func newRef() string {
-	var b [5]byte
-	rand.Read(b[:])
-	return strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))
-}
-
-func addrPort(a net.Addr) netip.AddrPort {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.AddrPort{}
-	}
-	ap := tcp.AddrPort()
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }

@@ -8,9 +8,11 @@ import (
 	"sync"
 )
 
-// Startups bounds connections that have not logged in, as MaxStartups of
-// sshd_config(5) does: from Start on a new one is refused with a chance of Rate
-// percent, growing to certainty at Full. The zero value means 10:30:100.
+// Startups is MaxStartups of sshd_config(5), a limit of connections that have not
+// logged in. From Start on, a new connection is rejected with a probability of Rate
+// percent, which grows to 100 at Full. Unlike in sshd, the probability for the first
+// connection of a source depends on the number of sources, so that a few sources with
+// many connections do not shut out others. The zero value means 10:30:100.
 type Startups struct{ Start, Rate, Full int }
 
 func (s Startups) orDefault() Startups {
@@ -27,32 +29,39 @@ type startups struct {
 	source map[netip.Prefix]int
 }
 
-var errSourceStartups = errors.New("too many connections from this address that have not logged in")
+var errSourceStartups = errors.New("too many connections from this address have not logged in")
 
-// admit counts a connection of a source in, or refuses it.
-func (s *startups) admit(source netip.Prefix, max Startups, perSource int) (*admission, error) {
+// take takes a slot for a connection from source. The error says why the connection is
+// rejected. A perSource of zero is no limit.
+func (s *startups) take(source netip.Prefix, max Startups, perSource int) (*startupSlot, error) {
 	max = max.orDefault()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.total >= max.Start {
-		chance := 100
-		if s.total < max.Full && max.Full > max.Start {
-			chance = max.Rate + (100-max.Rate)*(s.total-max.Start)/(max.Full-max.Start)
-		}
-		if rand.IntN(100) < chance {
-			return nil, fmt.Errorf("%d connections have not logged in yet", s.total)
-		}
-	}
-	if perSource > 0 && s.source[source] >= perSource {
+	mine := s.source[source]
+	if perSource > 0 && mine >= perSource {
 		return nil, errSourceStartups
+	}
+	crowd := s.total
+	if mine == 0 {
+		crowd = len(s.source)
+	}
+	chance := 0
+	switch {
+	case s.total >= max.Full:
+		chance = 100
+	case crowd >= max.Start:
+		chance = max.Rate + (100-max.Rate)*(crowd-max.Start)/(max.Full-max.Start)
+	}
+	if rand.IntN(100) < chance {
+		return nil, fmt.Errorf("%d connections have not logged in yet", s.total)
 	}
 	if s.source == nil {
 		s.source = make(map[netip.Prefix]int)
 	}
 	s.total++
 	s.source[source]++
-	a := &admission{}
-	a.release = sync.OnceFunc(func() {
+	slot := &startupSlot{}
+	slot.release = sync.OnceFunc(func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.total--
@@ -60,9 +69,9 @@ func (s *startups) admit(source netip.Prefix, max Startups, perSource int) (*adm
 			delete(s.source, source)
 		}
 	})
-	return a, nil
+	return slot, nil
 }
 
-// An admission is one connection's place among those not logged in. release
-// may be called more than once.
-type admission struct{ release func() }
+// A startupSlot counts one connection that has not logged in. Release may be called
+// more than once.
+type startupSlot struct{ release func() }

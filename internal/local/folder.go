@@ -12,74 +12,86 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
+	"github.com/sallyport-ssh/sallyport/internal/durable"
+	"github.com/sallyport-ssh/sallyport/internal/unixsock"
 )
 
-// maxFile bounds, in bytes, what is read of a task.json or an agent's report.
+// maxFile limits the size of a task.json or an agent's report, in bytes.
 const maxFile = 4096
 
-// A folder holds what is known of one owner's bastion on this machine.
+// A folder holds the files of one owner's bastion.
 type folder struct {
 	owner bastion.Owner
 	path  string
 }
 
-// names are what user and profile must look like to be part of a file name and
-// of a command line. No "+" is in them: it divides the two.
+// names matches users and profiles that can be part of a file name and of a command
+// line. They have no "+", which separates the two.
 var names = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}$`)
 
-// folder returns owner's folder, which need not exist.
+// folder returns owner's folder, which need not exist. Its path is absolute.
 func (l *Launcher) folder(owner bastion.Owner) (folder, error) {
 	if !names.MatchString(owner.User) || !names.MatchString(owner.Profile) {
 		return folder{}, fmt.Errorf("%w: %q is not a name for a bastion", bastion.ErrNoAccount, owner)
 	}
-	return folder{owner: owner, path: filepath.Join(l.Dir, owner.String())}, nil
+	dir, err := filepath.Abs(l.Dir)
+	if err != nil {
+		return folder{}, err
+	}
+	return folder{owner: owner, path: filepath.Join(dir, owner.String())}, nil
 }
 
 func (f folder) file(name string) string { return filepath.Join(f.path, name) }
 
 func (f folder) idPrefix() string { return "local-" + f.owner.String() + "-" }
 
-// newID makes the name of a task. The random part keeps it from ever being used
-// again, even if the folder is deleted and generations start over.
+// newID returns a new task ID. Because of its random part, an ID is not reused even
+// if the folder is deleted and generations start from one again.
 func (f folder) newID(generation int64) string {
 	var b [4]byte
 	rand.Read(b[:])
 	return fmt.Sprintf("%s%d-%s", f.idPrefix(), generation, hex.EncodeToString(b[:]))
 }
 
-// lock waits for launch.lock and returns what gives it up.
+// socket returns the path of the socket of a task's agent. It contains the end of the
+// task's ID, so that a login for one task cannot reach its successor.
+func (f folder) socket(id string) string {
+	return f.file(strings.TrimPrefix(id, f.idPrefix()) + ".sock")
+}
+
+// removeSockets removes the sockets of agents that have ended. The caller holds
+// agent.lock.
+func (f folder) removeSockets() error {
+	entries, err := os.ReadDir(f.path)
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".sock") {
+			err = errors.Join(err, os.Remove(f.file(e.Name())))
+		}
+	}
+	return err
+}
+
+// lock waits for launch.lock and returns a function that releases it.
 func (f folder) lock(ctx context.Context) (unlock func(), err error) {
 	file, err := os.OpenFile(f.file("launch.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		// The blocking form could not be given up when ctx ends.
-		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return func() { file.Close() }, nil
-		}
-		if err != syscall.EWOULDBLOCK && err != syscall.EINTR {
-			file.Close()
-			return nil, fmt.Errorf("locking %s: %w", file.Name(), err)
-		}
-		select {
-		case <-time.After(poll):
-		case <-ctx.Done():
-			file.Close()
-			return nil, context.Cause(ctx)
-		}
+	if err := durable.Lock(ctx, file, syscall.LOCK_EX); err != nil {
+		file.Close()
+		return nil, err
 	}
+	return func() { file.Close() }, nil
 }
 
-// agentLives reports whether an agent, or a launcher about to start one, holds
-// agent.lock.
+// agentLives reports whether an agent, or a launcher that is about to start one,
+// holds agent.lock.
 func (f folder) agentLives() (bool, error) {
 	file, err := os.Open(f.file("agent.lock"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -89,58 +101,51 @@ func (f folder) agentLives() (bool, error) {
 		return false, err
 	}
 	defer file.Close()
-	// A shared lock, for two who look at the same time must not take each
-	// other for an agent.
-	err = syscall.Flock(int(file.Fd()), syscall.LOCK_SH|syscall.LOCK_NB)
-	if err == syscall.EWOULDBLOCK {
+	// A shared lock, so that two calls at the same time do not take each other
+	// for an agent.
+	err = durable.TryLock(file, syscall.LOCK_SH)
+	if errors.Is(err, durable.ErrLocked) {
 		return true, nil
 	}
-	if err != nil {
-		return false, fmt.Errorf("locking %s: %w", file.Name(), err)
-	}
-	return false, nil
+	return false, err
 }
 
-// takeAgentLock returns agent.lock, locked. The caller holds launch.lock and
-// knows that no agent lives; so it waits only for those who are just looking.
-func (f folder) takeAgentLock() (*os.File, error) {
+// takeAgentLock returns agent.lock, locked. The caller holds launch.lock and knows
+// that no agent lives, so takeAgentLock waits only for calls of agentLives.
+func (f folder) takeAgentLock(ctx context.Context) (*os.File, error) {
 	file, err := os.OpenFile(f.file("agent.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err = syscall.Flock(int(file.Fd()), syscall.LOCK_EX)
-		if err == nil {
-			return file, nil
-		}
-		if err != syscall.EINTR {
-			file.Close()
-			return nil, fmt.Errorf("locking %s: %w", file.Name(), err)
-		}
+	if err := durable.Lock(ctx, file, syscall.LOCK_EX); err != nil {
+		file.Close()
+		return nil, err
 	}
+	return file, nil
 }
 
-// A record is what task.json holds: the owner's present or last task.
-type record struct {
+// A taskFile is the content of task.json: the owner's present or last task.
+type taskFile struct {
 	ID         string `json:"id"`
 	Generation int64  `json:"generation"`
-	ready
+	report
 }
 
-// ready is what an agent reports, as one line of JSON, when it has begun to
-// listen. It is the zero value in the record of a task that did not get so far.
-type ready struct {
+// A report is written by an agent, as one line of JSON, when it listens. It is zero
+// in the taskFile of a task whose agent has not reported.
+type report struct {
+	// Addr is the address of a Unix socket, see package unixsock.
 	Addr    string `json:"addr,omitempty"`
 	HostKey string `json:"host_key,omitempty"` // as in authorized_keys
 }
 
-// task returns a record that is complete as a task.
-func (r record) task() bastion.Task {
+// task returns the task of a complete taskFile.
+func (r taskFile) task() bastion.Task {
 	key, _ := r.hostKey() // checked when it was parsed
-	return bastion.Task{ID: r.ID, Generation: r.Generation, Addr: r.Addr, HostKey: key}
+	return bastion.Task{ID: r.ID, Generation: r.Generation, Addr: r.Addr, HostKey: key, Usage: bastion.Usage{Platform: "local"}}
 }
 
-func (r ready) hostKey() (ssh.PublicKey, error) {
+func (r report) hostKey() (ssh.PublicKey, error) {
 	key, _, _, rest, err := ssh.ParseAuthorizedKey([]byte(r.HostKey))
 	if err != nil {
 		return nil, err
@@ -151,93 +156,76 @@ func (r ready) hostKey() (ssh.PublicKey, error) {
 	return key, nil
 }
 
-func (r ready) check() error {
-	if addr, err := netip.ParseAddrPort(r.Addr); err != nil {
-		return err
-	} else if !addr.Addr().IsLoopback() || addr.Port() == 0 {
-		return fmt.Errorf("address %q is not on this machine", r.Addr)
+func (r report) check() error {
+	if _, ok := unixsock.Path(r.Addr); !ok {
+		return fmt.Errorf("address %q is not that of a Unix socket", r.Addr)
 	}
 	_, err := r.hostKey()
 	return err
 }
 
-// parseReady reads an agent's report.
-func parseReady(line []byte) (ready, error) {
-	var r ready
+// parseReport parses an agent's report.
+func parseReport(line []byte) (report, error) {
+	var r report
 	if err := json.Unmarshal(line, &r); err != nil {
-		return ready{}, fmt.Errorf("reading the agent's report: %w", err)
+		return report{}, fmt.Errorf("reading the agent's report: %w", err)
 	}
 	if err := r.check(); err != nil {
-		return ready{}, fmt.Errorf("reading the agent's report: %w", err)
+		return report{}, fmt.Errorf("reading the agent's report: %w", err)
 	}
 	return r, nil
 }
 
-// parseRecord reads a task.json.
-func parseRecord(data []byte) (record, error) {
-	var r record
+// parseTaskFile parses a task.json.
+func parseTaskFile(data []byte) (taskFile, error) {
+	var r taskFile
 	if err := json.Unmarshal(data, &r); err != nil {
-		return record{}, err
+		return taskFile{}, err
 	}
 	if r.ID == "" || r.Generation < 1 {
-		return record{}, errors.New("no id, or no generation")
+		return taskFile{}, errors.New("no id, or no generation")
 	}
-	if r.ready != (ready{}) {
+	if addr, err := netip.ParseAddrPort(r.Addr); err == nil && addr.Addr().IsLoopback() {
+		r.report = report{} // of a version before Unix sockets, see the package comment
+	}
+	if r.report != (report{}) {
 		if err := r.check(); err != nil {
-			return record{}, err
+			return taskFile{}, err
 		}
 	}
 	return r, nil
 }
 
-// errGarbage says that a task.json makes no sense, as against one that cannot be
-// read at the moment.
-var errGarbage = errors.New("not the record of a task")
+// errGarbage says that a task.json was read and is invalid.
+var errGarbage = errors.New("invalid task file")
 
-// read returns the owner's present or last task, or the zero record if there
-// never was one. The error wraps errGarbage if there is no hope of reading it.
-func (f folder) read() (record, error) {
+// read returns the owner's present or last task; zero if there never was one. The
+// error wraps errGarbage if the file is invalid.
+func (f folder) read() (taskFile, error) {
 	file, err := os.Open(f.file("task.json"))
 	if errors.Is(err, os.ErrNotExist) {
-		return record{}, nil
+		return taskFile{}, nil
 	}
 	if err != nil {
-		return record{}, err
+		return taskFile{}, err
 	}
 	defer file.Close()
 	data, err := io.ReadAll(io.LimitReader(file, maxFile))
 	if err != nil {
-		return record{}, err
+		return taskFile{}, err
 	}
-	r, err := parseRecord(data)
+	r, err := parseTaskFile(data)
 	if err != nil {
-		return record{}, fmt.Errorf("%w: %s: %w", errGarbage, file.Name(), err)
+		return taskFile{}, fmt.Errorf("%w: %s: %w", errGarbage, file.Name(), err)
 	}
 	return r, nil
 }
 
-// write replaces task.json, for good when it returns. The caller holds
-// launch.lock.
-func (f folder) write(r record) error {
-	data, err := json.Marshal(r)
+// write replaces task.json. The caller holds launch.lock.
+func (f folder) write(saved taskFile) error {
+	data, err := json.Marshal(saved)
 	if err != nil {
 		return err
 	}
-	temp, err := os.OpenFile(f.file("task.json.new"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = temp.Write(append(data, '\n'))
-	err = errors.Join(err, temp.Sync(), temp.Close())
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(temp.Name(), f.file("task.json")); err != nil {
-		return err
-	}
-	dir, err := os.Open(f.path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return durable.Replace(f.file("task.json"), append(data, '\n'))
 }

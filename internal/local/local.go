@@ -3,20 +3,28 @@
 //
 // # One agent per owner
 //
-// Each owner has a folder in [Launcher.Dir]. Whoever launches holds a lock on
-// the file launch.lock in it for that long, so any number of gateways on one
-// machine may share a Dir. An agent holds a lock on agent.lock for as long as it
-// lives: it inherits the locked file, and the kernel gives the lock up when the
-// process ends, however it ends. A process id proves nothing like that, since
-// another process may have it by now.
+// Each owner has a folder in [Launcher.Dir]. A launch holds a lock on its file
+// launch.lock, so several gateways of one machine may share a Dir. An agent holds a
+// lock on agent.lock: it inherits the locked file, and the kernel releases the lock
+// when the process ends. A process ID would prove less, since it can be reused.
 //
-// # What a crash leaves behind
+// # If the gateway is killed
 //
-// The file task.json names the task before its agent is started, and gets the
-// agent's address and host key when the agent has reported them. A gateway that
-// is killed in between leaves an agent that nobody has ever connected to; the
-// next launch finds that the lock is held and the address is not known, and
-// kills it. Any other agent survives its gateway: it is in a session of its own.
+// A launch writes the task's ID to task.json, starts the agent, and adds the agent's
+// address and host key when the agent has reported them. If the gateway is killed
+// before that, no gateway has ever connected to the agent; the next launch finds
+// agent.lock held and no address, and kills it. If the gateway is killed later, the
+// agent runs on, in a session (setsid(2)) of its own, and the next launch returns it.
+//
+// # Sockets
+//
+// An agent listens on a Unix socket in its owner's folder, which only the gateway's
+// account may enter. So no other account of the machine can connect to an agent and
+// overload it. If the gateway does not run as root, all sessions run in its own
+// account; they can connect to the socket, as they can kill the agent.
+//
+// Agents of versions that listened on a TCP port are not adopted; the next launch
+// kills them, like those without an address.
 package local
 
 import (
@@ -40,28 +48,43 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/sallyport-ssh/sallyport/internal/account"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
+	"github.com/sallyport-ssh/sallyport/internal/sshca"
+	"github.com/sallyport-ssh/sallyport/internal/unixsock"
 )
 
 const (
-	// stopGrace is how long an agent has between SIGTERM and SIGKILL, for its
-	// sessions to end.
+	// stopGrace is the time between SIGTERM and SIGKILL, for an agent's sessions
+	// to end.
 	stopGrace = 10 * time.Second
-	// killGrace is how long the kernel may take to end a killed process.
+	// killGrace is the time within which a killed process must end.
 	killGrace = 5 * time.Second
-	// poll is the time between two looks at a lock somebody else holds.
+	// poll is the time between two checks of a lock.
 	poll = 20 * time.Millisecond
 )
 
 // A Launcher starts bastion-agent processes on this machine.
 type Launcher struct {
-	// Dir holds a folder for each owner. It is made if missing, for the
-	// gateway's own user only.
+	// Dir holds a folder for each owner. It is made if missing, accessible to
+	// the gateway's own account only.
 	Dir string
+	// FleetKeys are the public keys of the CA whose certificates agents accept.
+	FleetKeys []ssh.PublicKey
+	Options
+	// MaxSessions is how many sessions one connection may have open, and
+	// MaxChannels how many channels of all kinds; zero leaves it to the agent.
+	MaxSessions, MaxChannels int
+	Log                      *slog.Logger
+
+	grace time.Duration // replaces stopGrace if not zero, in tests
+}
+
+// Options are the settings of a profile of local bastions. Package config reads
+// them from the configuration file, where they have the same names in snake_case.
+type Options struct {
 	// Agent is the path of the bastion-agent program.
 	Agent string
-	// FleetKey is the public key of the CA whose certificates agents accept.
-	FleetKey ssh.PublicKey
 	// Account is the account that everybody's sessions run in. If it is
 	// empty, a gateway that runs as root uses the account named like the
 	// user, which must exist and must not be root's; any other gateway can
@@ -70,18 +93,12 @@ type Launcher struct {
 	// AcceptEnv are patterns of the environment variables clients may set;
 	// empty means none.
 	AcceptEnv []string
-	// MaxSessions is how many sessions one connection may have open; zero
-	// leaves it to the agent.
-	MaxSessions int
-	Log         *slog.Logger
-
-	grace time.Duration // in place of stopGrace if not zero; tests are in a hurry
 }
 
-// Launch implements [bastion.Launcher]. It never starts a second agent for an
-// owner who has a live one, of whatever generation, and returns that one
-// instead; otherwise the generation is later than all the owner had, across
-// restarts. When ctx ends first, what was started is killed.
+// Launch implements [bastion.Launcher]. If the owner has a live agent, of any
+// generation, Launch returns that one. Otherwise, the new generation exceeds all
+// earlier ones of the owner, across restarts. If ctx ends first, Launch kills the
+// agent that it has started.
 func (l *Launcher) Launch(ctx context.Context, want bastion.Launch) (bastion.Task, error) {
 	account, err := l.account(want.Owner.User)
 	if err != nil {
@@ -106,7 +123,7 @@ func (l *Launcher) Launch(ctx context.Context, want bastion.Launch) (bastion.Tas
 	}
 	last, err := home.read()
 	if errors.Is(err, errGarbage) {
-		l.Log.Warn("cannot tell what was started before; starting over", "owner", want.Owner, "err", err)
+		l.Log.Warn("task file is invalid; starting over", "owner", want.Owner, "err", err)
 	} else if err != nil {
 		return bastion.Task{}, err
 	}
@@ -114,28 +131,31 @@ func (l *Launcher) Launch(ctx context.Context, want bastion.Launch) (bastion.Tas
 		return last.task(), nil
 	}
 	if alive {
-		l.Log.Warn("killing a bastion that a gateway left behind half started", "owner", want.Owner, "task", last.ID)
+		l.Log.Warn("killing a bastion that a gateway left half started, or that an older version started", "owner", want.Owner, "task", last.ID)
 		if err := home.killOrphan(ctx); err != nil {
 			return bastion.Task{}, err
 		}
 	}
 
-	next := record{Generation: max(want.Generation, last.Generation+1)}
+	next := taskFile{Generation: max(want.Generation, last.Generation+1)}
 	next.ID = home.newID(next.Generation)
 	if err := home.write(next); err != nil {
 		return bastion.Task{}, err
 	}
-	agent, err := l.start(home, next.ID, account, want)
+	agent, err := l.start(ctx, home, next.ID, account, want)
 	if err != nil {
 		return bastion.Task{}, fmt.Errorf("starting %s: %w", l.Agent, err)
 	}
-	next.ready, err = agent.awaitReady(ctx)
+	next.report, err = agent.awaitReport(ctx)
+	if want := unixsock.Prefix + home.socket(next.ID); err == nil && next.Addr != want {
+		err = fmt.Errorf("it listens at %s, not at %s", next.Addr, want)
+	}
 	if err == nil {
 		err = home.write(next)
 	}
 	if err != nil {
 		agent.kill()
-		return bastion.Task{}, fmt.Errorf("waiting for %s to be ready: %w%s", l.Agent, err, home.lastWords())
+		return bastion.Task{}, fmt.Errorf("waiting for %s to be ready: %w%s", l.Agent, err, home.logTail())
 	}
 	l.Log.Info("bastion process started", "owner", want.Owner, "task", next.ID, "pid", agent.cmd.Process.Pid, "account", account)
 	return next.task(), nil
@@ -154,38 +174,41 @@ func (l *Launcher) account(name string) (string, error) {
 		return me.Username, nil
 	}
 	const remedy = "create it, or name one account for all bastions in the profile's local.account"
-	found, err := user.Lookup(name)
-	if unknown := (user.UnknownUserError)(""); errors.As(err, &unknown) {
+	found, err := account.Lookup(name)
+	if errors.Is(err, account.ErrUnknown) {
 		return "", fmt.Errorf("%w: the gateway runs as root, so %q needs an account of that name: %s", bastion.ErrNoAccount, name, remedy)
 	}
 	if err != nil {
 		return "", fmt.Errorf("looking up the account %q: %w", name, err)
 	}
-	if found.Uid == "0" {
+	if found.UID == 0 {
 		return "", fmt.Errorf("%w: the account %q is root's: %s", bastion.ErrNoAccount, name, remedy)
 	}
-	return found.Username, nil
+	return found.Name, nil
 }
 
-// An agent is a process that this one has started.
+// An agent is a child process.
 type agent struct {
 	cmd    *exec.Cmd
-	report *os.File      // where it says that it is ready
+	report *os.File      // pipe on which it reports that it listens
 	exited chan struct{} // closed when it has been reaped
 }
 
 // start starts an agent for the task id. The caller holds launch.lock.
-func (l *Launcher) start(home folder, id, account string, want bastion.Launch) (*agent, error) {
+func (l *Launcher) start(ctx context.Context, home folder, id, account string, want bastion.Launch) (*agent, error) {
 	program, err := filepath.Abs(l.Agent)
 	if err != nil {
 		return nil, err
 	}
-	life, err := home.takeAgentLock()
+	life, err := home.takeAgentLock(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer life.Close() // the agent's copy keeps the lock
-	// The last words of an agent that died are worth a look.
+	if err := home.removeSockets(); err != nil {
+		return nil, err
+	}
+	// Keep the log of the last agent, for the operator.
 	err = os.Rename(home.file("agent.log"), home.file("agent.log.1"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -201,13 +224,12 @@ func (l *Launcher) start(home folder, id, account string, want bastion.Launch) (
 	}
 	defer reportEnd.Close()
 
-	// Everybody on the machine can read a command line: nothing in it is
-	// secret.
+	// A command line is visible to all accounts; it has no secrets.
 	cmd := exec.Command(program, "serve",
-		"--listen", "127.0.0.1:0",
+		"--listen", unixsock.Prefix+home.socket(id),
 		"--owner", want.Owner.User,
 		"--account", account,
-		"--fleet-key", strings.TrimSpace(string(ssh.MarshalAuthorizedKey(l.FleetKey))),
+		"--fleet-key", sshca.FormatKeys(l.FleetKeys),
 		"--principal", id,
 		"--idle", want.Idle.String(),
 		"--max-life", want.MaxLife.String(),
@@ -215,8 +237,14 @@ func (l *Launcher) start(home folder, id, account string, want bastion.Launch) (
 		"--ready-fd", "3", // ExtraFiles[0]
 		"--lock-fd", "4",
 	)
+	for _, f := range want.Forwarding.Flags() {
+		cmd.Args = append(cmd.Args, "--"+f[0]+"="+f[1])
+	}
 	if l.MaxSessions > 0 {
 		cmd.Args = append(cmd.Args, "--max-sessions", strconv.Itoa(l.MaxSessions))
+	}
+	if l.MaxChannels > 0 {
+		cmd.Args = append(cmd.Args, "--max-channels", strconv.Itoa(l.MaxChannels))
 	}
 	cmd.ExtraFiles = []*os.File{reportEnd, life}
 	cmd.Stdout, cmd.Stderr = log, log
@@ -228,17 +256,15 @@ func (l *Launcher) start(home folder, id, account string, want bastion.Launch) (
 			cmd.Env = append(cmd.Env, name+"="+value)
 		}
 	}
-	// Neither the end of the gateway nor a Ctrl-C at its terminal is the
-	// agent's end.
+	// The end of the gateway, or Ctrl-C at its terminal, must not end the agent.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		report.Close()
 		return nil, err
 	}
 	a := &agent{cmd: cmd, report: report, exited: make(chan struct{})}
-	// This goroutine lives as long as the agent, and nobody waits for it: it
-	// keeps the process from staying behind as a zombie. If the gateway ends
-	// first, that is for init to do.
+	// This goroutine outlives the call: it reaps the process. If the gateway
+	// ends first, init does that.
 	go func() {
 		err := cmd.Wait()
 		l.Log.Info("bastion process ended", "owner", want.Owner, "task", id, "pid", cmd.Process.Pid, "state", cmd.ProcessState.String(), "err", err)
@@ -247,35 +273,35 @@ func (l *Launcher) start(home folder, id, account string, want bastion.Launch) (
 	return a, nil
 }
 
-// awaitReady returns what the agent reports when it has begun to listen.
-func (a *agent) awaitReady(ctx context.Context) (ready, error) {
+// awaitReport returns the agent's report when it listens.
+func (a *agent) awaitReport(ctx context.Context) (report, error) {
 	defer a.report.Close()
 	stop := context.AfterFunc(ctx, func() { a.report.SetReadDeadline(time.Now()) })
 	defer stop()
 	line, err := bufio.NewReader(io.LimitReader(a.report, maxFile)).ReadBytes('\n')
 	switch {
 	case ctx.Err() != nil:
-		return ready{}, context.Cause(ctx)
+		return report{}, context.Cause(ctx)
 	case err == io.EOF && len(line) == 0:
-		return ready{}, errors.New("it ended, or closed its end of the pipe, without a word")
+		return report{}, errors.New("it ended, or closed its end of the pipe, without a report")
 	case err != nil:
-		return ready{}, err
+		return report{}, err
 	}
-	return parseReady(line)
+	return parseReport(line)
 }
 
-// kill ends the agent and whatever is in its process group.
+// kill ends the agent and its process group.
 func (a *agent) kill() {
 	select {
-	case <-a.exited: // the group's number may be another's by now
+	case <-a.exited: // the group ID may have been reused
 	default:
 		syscall.Kill(-a.cmd.Process.Pid, syscall.SIGKILL)
 		<-a.exited
 	}
 }
 
-// lastWords returns the end of the agent's log, for the operator.
-func (f folder) lastWords() string {
+// logTail returns the end of the agent's log, for the operator.
+func (f folder) logTail() string {
 	log, err := os.ReadFile(f.file("agent.log"))
 	if log = bytes.TrimSpace(log); err != nil || len(log) == 0 {
 		return ""
@@ -292,8 +318,8 @@ func (l *Launcher) Alive(_ context.Context, owner bastion.Owner, taskID string) 
 	return home.taskLives(taskID)
 }
 
-// taskLives is Alive. The lock is looked at before the name: a name read first
-// could be that of the dead task whose successor holds the lock.
+// taskLives is Alive. It checks the lock before the ID, because an ID that is read
+// first could be that of a dead task whose successor holds the lock.
 func (f folder) taskLives(taskID string) error {
 	alive, err := f.agentLives()
 	if err != nil {
@@ -307,13 +333,13 @@ func (f folder) taskLives(taskID string) error {
 		return err
 	}
 	if last.ID != taskID {
-		return fmt.Errorf("task %s, in whose place runs %s: %w", taskID, last.ID, bastion.ErrGone)
+		return fmt.Errorf("task %s, replaced by %s: %w", taskID, last.ID, bastion.ErrGone)
 	}
 	return nil
 }
 
-// List implements [bastion.Launcher]. Folders that make no sense are logged and
-// left out.
+// List implements [bastion.Launcher]. Folders that cannot be read are logged and left
+// out.
 func (l *Launcher) List(context.Context) ([]bastion.OwnedTask, error) {
 	entries, err := os.ReadDir(l.Dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -325,15 +351,15 @@ func (l *Launcher) List(context.Context) ([]bastion.OwnedTask, error) {
 		owner := bastion.Owner{User: name, Profile: profile}
 		home, err := l.folder(owner)
 		if !ok || !entry.IsDir() || err != nil {
-			continue // not ours
+			continue // not an owner's folder
 		}
 		alive, err := home.agentLives()
-		var last record
+		var last taskFile
 		if err == nil && alive {
 			last, err = home.read()
 		}
 		if err != nil {
-			l.Log.Warn("cannot tell whether a bastion runs", "owner", owner, "err", err)
+			l.Log.Warn("cannot find out whether a bastion runs", "owner", owner, "err", err)
 		}
 		if last.Addr != "" {
 			tasks = append(tasks, bastion.OwnedTask{Owner: owner, Task: last.task()})
@@ -342,9 +368,8 @@ func (l *Launcher) List(context.Context) ([]bastion.OwnedTask, error) {
 	return tasks, nil
 }
 
-// Stop implements [bastion.Launcher]: it asks the agent to end, and after ten
-// seconds kills it. A task that has ended, or whose place another has taken, is
-// left alone.
+// Stop implements [bastion.Launcher]: it sends SIGTERM to the agent, and after ten
+// seconds SIGKILL. It does nothing if the task has ended or was replaced.
 func (l *Launcher) Stop(ctx context.Context, owner bastion.Owner, taskID string) error {
 	home, err := l.folder(owner)
 	if err != nil {
@@ -378,29 +403,29 @@ func (l *Launcher) Stop(ctx context.Context, owner bastion.Owner, taskID string)
 	return err
 }
 
-// killOrphan ends an agent that nobody can know. The caller holds launch.lock.
+// killOrphan kills an agent whose address was never stored. The caller holds
+// launch.lock.
 func (f folder) killOrphan(ctx context.Context) error {
-	ours := func(id string) bool { return strings.HasPrefix(id, f.idPrefix()) }
-	// More than once: it may still be between fork and exec, and not be
-	// recognisable yet.
+	owners := func(id string) bool { return strings.HasPrefix(id, f.idPrefix()) }
+	// Repeatedly, since an agent between fork and exec is not recognised.
 	done, err := await(ctx, killGrace, func() (bool, error) {
 		alive, err := f.agentLives()
 		if err == nil && alive {
-			err = f.signal(ours, syscall.SIGKILL)
+			err = f.signal(owners, syscall.SIGKILL)
 		}
 		return !alive, err
 	})
 	if !done && err == nil {
-		err = errors.New("something that is not a bastion-agent holds its lock")
+		err = errors.New("a process that is not a bastion-agent holds its lock")
 	}
 	if err != nil {
-		return fmt.Errorf("killing an agent left behind in %s: %w", f.path, err)
+		return fmt.Errorf("killing the orphaned agent in %s: %w", f.path, err)
 	}
 	return nil
 }
 
-// await calls done every now and then until it returns true or an error, for
-// the time given.
+// await calls done every poll until it returns true or an error, or until the time
+// given has passed.
 func await(ctx context.Context, within time.Duration, done func() (bool, error)) (bool, error) {
 	until := time.Now().Add(within)
 	for {
@@ -418,11 +443,10 @@ func await(ctx context.Context, within time.Duration, done func() (bool, error))
 	}
 }
 
-// signal sends sig to the agents of the tasks whose ID matches: to the process
-// alone if it is to end by itself, to its whole group if it is killed. A process
-// counts as an agent if it was started with that ID and has the owner's
-// agent.lock open; there is a handle on it before it is looked at, so it cannot
-// be confused with a later one of the same process id.
+// signal sends sig to the agents of the tasks whose ID matches, and SIGKILL also to
+// their process groups. A process is an agent if it was started with such an ID and
+// has the owner's agent.lock open. signal has a handle on the process (pidfd) before
+// it checks that, so that the process ID cannot be reused in between.
 func (f folder) signal(match func(id string) bool, sig syscall.Signal) error {
 	lock, err := os.Stat(f.file("agent.lock"))
 	if err != nil {
@@ -455,7 +479,8 @@ func (f folder) signal(match func(id string) bool, sig syscall.Signal) error {
 	return nil
 }
 
-// principal returns the task ID a process was started with, if it is an agent.
+// principal returns the task ID in the command line of an agent; empty for other
+// processes.
 func principal(pid int) string {
 	cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	args := strings.Split(string(cmdline), "\x00")

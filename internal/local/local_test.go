@@ -3,8 +3,6 @@ package local
 import (
 	"bytes"
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,6 +23,8 @@ import (
 
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/sshca"
+	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
 // newLauncher returns a launcher of the test binary's own agents in a fresh
@@ -36,11 +36,10 @@ func newLauncher(t *testing.T) *Launcher {
 		t.Fatal(err)
 	}
 	l := &Launcher{
-		Dir:      filepath.Join(t.TempDir(), "bastions"),
-		Agent:    self,
-		FleetKey: newKey(t).PublicKey(),
-		Account:  "nobody",
-		Log:      slog.New(slog.DiscardHandler),
+		Dir:       filepath.Join(t.TempDir(), "bastions"),
+		FleetKeys: []ssh.PublicKey{sshtest.NewKey(t).PublicKey()},
+		Options:   Options{Agent: self, Account: "nobody"},
+		Log:       slog.New(slog.DiscardHandler),
 	}
 	t.Cleanup(func() {
 		for _, pid := range agents(l) {
@@ -48,19 +47,6 @@ func newLauncher(t *testing.T) *Launcher {
 		}
 	})
 	return l
-}
-
-func newKey(t *testing.T) ssh.Signer {
-	t.Helper()
-	_, priv, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := ssh.NewSignerFromSigner(priv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
 }
 
 // agents returns the processes that hold a lock in l's folders.
@@ -88,15 +74,6 @@ func mustLaunch(t *testing.T, l *Launcher) bastion.Task {
 		t.Fatal(err)
 	}
 	return task
-}
-
-// eventually waits until ok, for so long that only a real fault fails.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	done, _ := await(t.Context(), 30*time.Second, func() (bool, error) { return ok(), nil })
-	if !done {
-		t.Fatalf("never: %s", what)
-	}
 }
 
 func gone(l *Launcher, task bastion.Task) bool {
@@ -128,7 +105,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("folder: %v %v", info, err)
 	}
 
-	// A live one is returned, whatever generation is asked for.
+	// If the owner has a live task, Launch returns it, for any generation.
 	again, err := l.Launch(t.Context(), bastion.Launch{Owner: alice, Generation: 7})
 	if err != nil || again.ID != first.ID || !bytes.Equal(again.HostKey.Marshal(), first.HostKey.Marshal()) {
 		t.Errorf("launched again: %+v, %v", again, err)
@@ -144,12 +121,13 @@ func TestLife(t *testing.T) {
 	if !gone(l, first) {
 		t.Error("alive after Stop")
 	}
-	eventually(t, "the agent is reaped", func() bool { return len(pids) == 1 && syscall.Kill(pids[0], 0) == syscall.ESRCH })
+	sshtest.Eventually(t, "the agent is reaped", func() bool { return len(pids) == 1 && syscall.Kill(pids[0], 0) == syscall.ESRCH })
 	if err := l.Stop(t.Context(), alice, first.ID); err != nil {
 		t.Errorf("stopped again: %v", err)
 	}
 
-	// Generations only grow, also for a gateway that remembers nothing.
+	// The folder holds the last generation, so a restarted launcher continues
+	// with the next.
 	restarted := *l
 	if second := mustLaunch(t, &restarted); second.Generation != 2 || second.ID == first.ID {
 		t.Errorf("second task %+v", second)
@@ -190,7 +168,7 @@ func TestManyLaunchOne(t *testing.T) {
 
 // launcherProcess is a gateway process that launches alice's bastion.
 func launcherProcess(l *Launcher, mode string) *exec.Cmd {
-	return exec.Command(l.Agent, "launch", l.Dir, string(ssh.MarshalAuthorizedKey(l.FleetKey)), mode)
+	return exec.Command(l.Agent, "launch", l.Dir, sshca.FormatKeys(l.FleetKeys), mode)
 }
 
 func TestKilledAgentIsGone(t *testing.T) {
@@ -200,7 +178,7 @@ func TestKilledAgentIsGone(t *testing.T) {
 	for _, pid := range agents(l) {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
-	eventually(t, "a killed agent is gone", func() bool { return gone(l, first) })
+	sshtest.Eventually(t, "a killed agent is gone", func() bool { return gone(l, first) })
 	if tasks, err := l.List(t.Context()); err != nil || len(tasks) != 0 {
 		t.Errorf("listed %v, %v", tasks, err)
 	}
@@ -209,8 +187,8 @@ func TestKilledAgentIsGone(t *testing.T) {
 	}
 }
 
-// TestAgentOutlivesGateway: an agent started by a process that is gone is found
-// by the next one.
+// TestAgentOutlivesGateway: if a gateway has exited, the next one lists and returns
+// its agent.
 func TestAgentOutlivesGateway(t *testing.T) {
 	t.Parallel()
 	l := newLauncher(t)
@@ -222,21 +200,21 @@ func TestAgentOutlivesGateway(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(l.Dir, "not an owner"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	os.MkdirAll(filepath.Join(l.Dir, "bob+default"), 0o700) // never had one
+	os.MkdirAll(filepath.Join(l.Dir, "bob+default"), 0o700) // an owner without a task
 	tasks, err := l.List(t.Context())
 	if err != nil || len(tasks) != 1 || tasks[0].Owner != alice || tasks[0].Task.ID != id || tasks[0].Task.HostKey == nil {
 		t.Fatalf("listed %v, %v; want %s", tasks, err, id)
 	}
 	if task := mustLaunch(t, l); task.ID != id {
-		t.Errorf("launched %s beside %s", task.ID, id)
+		t.Errorf("launched %s, want the running %s", task.ID, id)
 	}
 	if err := l.Stop(t.Context(), alice, id); err != nil || !gone(l, tasks[0].Task) {
 		t.Errorf("stopping it: %v", err)
 	}
 }
 
-// TestGatewayKilledMidLaunch: an agent that never reported is of no use to
-// anybody and makes way.
+// TestGatewayKilledMidLaunch: if a gateway is killed before its agent has reported its
+// address, the next Launch kills that agent and starts another.
 func TestGatewayKilledMidLaunch(t *testing.T) {
 	t.Parallel()
 	l := newLauncher(t)
@@ -244,7 +222,7 @@ func TestGatewayKilledMidLaunch(t *testing.T) {
 	if err := gateway.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the agent is started", func() bool { return len(agents(l)) == 1 })
+	sshtest.Eventually(t, "the agent is started", func() bool { return len(agents(l)) == 1 })
 	orphan := agents(l)[0]
 	gateway.Process.Kill()
 	gateway.Wait()
@@ -258,8 +236,8 @@ func TestGatewayKilledMidLaunch(t *testing.T) {
 	}
 }
 
-// TestGatewayKilledAnywhere kills gateways at moments chosen by chance: the
-// next launch must always succeed, and leave one agent.
+// TestGatewayKilledAnywhere kills gateways at random times during a launch. The next
+// launch must succeed, with one agent running.
 func TestGatewayKilledAnywhere(t *testing.T) {
 	t.Parallel()
 	l := newLauncher(t)
@@ -284,14 +262,118 @@ func TestGatewayKilledAnywhere(t *testing.T) {
 	}
 }
 
+// TestSocket: an agent listens only on a Unix socket in its owner's folder, also if
+// the path is longer than a socket address permits. The socket of a killed agent is
+// removed by the next launch.
+func TestSocket(t *testing.T) {
+	t.Parallel()
+	l := newLauncher(t)
+	l.Dir = filepath.Join(t.TempDir(), strings.Repeat("long", 50), "bastions")
+	owner := bastion.Owner{User: strings.Repeat("u", 64), Profile: strings.Repeat("p", 64)}
+	fleet := sshtest.NewKey(t)
+	l.FleetKeys = []ssh.PublicKey{fleet.PublicKey()}
+	dialer := &bastion.Dialer{
+		Settings: bastion.Settings{
+			Profiles:  map[string]bastion.Profile{owner.Profile: {Launcher: l, ProfileOptions: bastion.ProfileOptions{Idle: time.Minute, MaxLife: time.Hour}}},
+			FleetKeys: []ssh.Signer{fleet},
+		},
+		Ledger: &bastion.Memory{},
+		Log:    slog.New(slog.DiscardHandler),
+	}
+	sockets := func() []string {
+		paths, err := filepath.Glob(filepath.Join(l.Dir, "*", "*.sock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return paths
+	}
+	before := ""
+	for range 2 {
+		conn, err := dialer.Dial(t.Context(), identity.Identity{User: owner.User, Profile: owner.Profile, ConnID: "c"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		paths := sockets()
+		if len(paths) != 1 || conn.Task.Addr != "unix:"+paths[0] || paths[0] == before {
+			t.Errorf("sockets %q, address %s", paths, conn.Task.Addr)
+		}
+		before = paths[0]
+		for _, pid := range agents(l) {
+			if ports := listeningPorts(t, pid); len(ports) > 0 {
+				t.Errorf("the agent listens on %q", ports)
+			}
+			syscall.Kill(pid, syscall.SIGKILL) // leaves its socket behind
+		}
+		sshtest.Eventually(t, "the killed agent is gone", func() bool {
+			return errors.Is(l.Alive(t.Context(), owner, conn.Task.ID), bastion.ErrGone)
+		})
+	}
+}
+
+// listeningPorts returns the local addresses of the TCP sockets that a process
+// listens on, as in /proc/net/tcp.
+func listeningPorts(t *testing.T, pid int) (addrs []string) {
+	t.Helper()
+	inodes := map[string]bool{}
+	fds, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	for _, fd := range fds {
+		link, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name()))
+		if inode, ok := strings.CutPrefix(link, "socket:["); ok {
+			inodes[strings.TrimSuffix(inode, "]")] = true
+		}
+	}
+	if len(inodes) == 0 {
+		t.Errorf("process %d has no sockets", pid)
+	}
+	for _, table := range []string{"tcp", "tcp6"} {
+		text, err := os.ReadFile("/proc/net/" + table)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if f := strings.Fields(line); len(f) > 9 && f[3] == "0A" && inodes[f[9]] {
+				addrs = append(addrs, f[1])
+			}
+		}
+	}
+	return addrs
+}
+
+// TestOlderVersion: Launch replaces an agent that an older version started on a TCP
+// port.
+func TestOlderVersion(t *testing.T) {
+	t.Parallel()
+	l := newLauncher(t)
+	first := mustLaunch(t, l)
+	home, _ := l.folder(alice)
+	text := fmt.Sprintf(`{"id":%q,"generation":1,"addr":"127.0.0.1:40123","host_key":%q}`, first.ID, goodKey)
+	if err := os.WriteFile(home.file("task.json"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if tasks, err := l.List(t.Context()); err != nil || len(tasks) != 0 {
+		t.Errorf("listed %v, %v", tasks, err)
+	}
+	if err := l.Alive(t.Context(), alice, first.ID); err != nil {
+		t.Errorf("alive: %v", err)
+	}
+	second := mustLaunch(t, l)
+	if len(agents(l)) != 1 || second.ID == first.ID || second.Generation != 2 {
+		t.Errorf("then %+v, agents %v", second, agents(l))
+	}
+}
+
 func TestUnreadyAgents(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		mode string
 		want string // in the error
 	}{
-		{"mode=crash", "cannot find my shoes"},
-		{"mode=garbage", "is not on this machine"},
+		{"mode=crash", "cannot read the host key"},
+		{"mode=garbage", "is not that of a Unix socket"},
 		{"mode=flood", "EOF"},
 		{"mode=mute", context.DeadlineExceeded.Error()},
 	}
@@ -394,7 +476,7 @@ func TestAccount(t *testing.T) {
 		if os.Geteuid() == 0 {
 			want = tt.asRoot
 		}
-		got, err := (&Launcher{Account: tt.configured}).account(tt.user)
+		got, err := (&Launcher{Options: Options{Account: tt.configured}}).account(tt.user)
 		if got != want || errors.Is(err, bastion.ErrNoAccount) != (want == "") {
 			t.Errorf("account of %s with %q configured: %q, %v; want %q", tt.user, tt.configured, got, err, want)
 		}
@@ -437,27 +519,29 @@ func TestNoDescriptorLeaks(t *testing.T) {
 		l.Launch(t.Context(), launchAlice)
 		l.AcceptEnv = nil
 	}
-	cycle() // the runtime opens some of its own
+	cycle() // so that descriptors opened once by the runtime are not counted
 	before := count()
 	for range 5 {
 		cycle()
 	}
-	// The handle on a process is closed when it has been reaped.
-	eventually(t, fmt.Sprintf("back to %d descriptors", before), func() bool { return count() <= before })
+	// The pidfd of a process is closed after the process is reaped.
+	sshtest.Eventually(t, fmt.Sprintf("back to %d descriptors", before), func() bool { return count() <= before })
 }
 
-// TestDialer puts the launcher under the dialer that will use it.
+// TestDialer uses the launcher in three Dialers, each with a ledger of its own.
 func TestDialer(t *testing.T) {
 	t.Parallel()
 	l := newLauncher(t)
-	fleet := newKey(t)
-	l.FleetKey = fleet.PublicKey()
+	fleet := sshtest.NewKey(t)
+	l.FleetKeys = []ssh.PublicKey{fleet.PublicKey()}
 	newDialer := func() *bastion.Dialer {
 		return &bastion.Dialer{
-			Ledger:   &bastion.Memory{},
-			Profiles: map[string]bastion.Profile{"default": {Launcher: l, Idle: time.Minute, MaxLife: time.Hour}},
-			FleetKey: fleet,
-			Log:      slog.New(slog.DiscardHandler),
+			Ledger: &bastion.Memory{},
+			Settings: bastion.Settings{
+				Profiles:  map[string]bastion.Profile{"default": {Launcher: l, ProfileOptions: bastion.ProfileOptions{Idle: time.Minute, MaxLife: time.Hour}}},
+				FleetKeys: []ssh.Signer{fleet},
+			},
+			Log: slog.New(slog.DiscardHandler),
 		}
 	}
 	dial := func(d *bastion.Dialer) bastion.Task {
@@ -481,7 +565,7 @@ func TestDialer(t *testing.T) {
 	if adopted := dial(second); adopted.ID != one.ID {
 		t.Errorf("%s, after a restart %s", one.ID, adopted.ID)
 	}
-	third := newDialer() // knows nothing, and did not ask
+	third := newDialer() // without Adopt
 	if found := dial(third); found.ID != one.ID {
 		t.Errorf("%s, without adoption %s", one.ID, found.ID)
 	}
@@ -492,7 +576,8 @@ func TestDialer(t *testing.T) {
 	if two.ID == one.ID || two.Generation != 2 {
 		t.Errorf("after its end: %+v", two)
 	}
-	// The others find the new one in place of theirs.
+	// The other Dialers still have the stopped task in their ledgers, and find
+	// the new one.
 	for _, d := range []*bastion.Dialer{first, third} {
 		if task := dial(d); task.ID != two.ID {
 			t.Errorf("another gateway got %s, not %s", task.ID, two.ID)

@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"slices"
@@ -21,13 +20,14 @@ import (
 
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/sshca"
+	"github.com/sallyport-ssh/sallyport/internal/unixsock"
 )
 
 // TestMain makes the test binary two other programs as well: with "serve" it is
 // a small bastion-agent, with "launch" a gateway that launches one bastion.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && (os.Args[1] == "serve" || os.Args[1] == "launch") {
-		time.AfterFunc(2*time.Minute, func() { os.Exit(99) }) // whatever becomes of the test
+		time.AfterFunc(2*time.Minute, func() { os.Exit(99) }) // also if the test hangs
 	}
 	switch {
 	case len(os.Args) > 1 && os.Args[1] == "serve":
@@ -55,7 +55,7 @@ func launchMain(args []string) error {
 	if err != nil {
 		return err
 	}
-	l := &Launcher{Dir: args[0], Agent: self, FleetKey: key, Account: "nobody", Log: slog.New(slog.DiscardHandler)}
+	l := &Launcher{Dir: args[0], FleetKeys: []ssh.PublicKey{key}, Options: Options{Agent: self, Account: "nobody"}, Log: slog.New(slog.DiscardHandler)}
 	if args[2] != "" {
 		l.AcceptEnv = []string{args[2]}
 	}
@@ -66,8 +66,8 @@ func launchMain(args []string) error {
 	return err
 }
 
-// agentMain is a bastion-agent that lets its fleet log in and does no more. A
-// mode, given as --accept-env mode=..., makes it misbehave.
+// agentMain is a bastion-agent that accepts its fleet's certificates and serves no
+// channels. --accept-env mode=... selects a fault.
 func agentMain(args []string) error {
 	var accept []string
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
@@ -89,7 +89,7 @@ func agentMain(args []string) error {
 	mode := func(name string) bool { return slices.Contains(accept, "mode="+name) }
 	switch {
 	case mode("crash"):
-		return fmt.Errorf("cannot find my shoes")
+		return fmt.Errorf("cannot read the host key")
 	case mode("mute"):
 		select {}
 	case mode("garbage"):
@@ -105,7 +105,7 @@ func agentMain(args []string) error {
 		signal.Ignore(syscall.SIGTERM)
 	}
 
-	// For the tests to see.
+	// Tests read this in the agent's log.
 	dir, _ := os.Getwd()
 	sid, _, _ := syscall.RawSyscall(syscall.SYS_GETSID, 0, 0, 0)
 	fmt.Fprintf(os.Stderr, "dir=%s env=%q leader=%t\n", dir, os.Environ(), int(sid) == os.Getpid())
@@ -123,11 +123,12 @@ func agentMain(args []string) error {
 		return err
 	}
 	config := &ssh.ServerConfig{PublicKeyCallback: func(_ ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-		_, err := sshca.Verifier{Fleet: fleetKey, Principal: *principal}.Verify(key)
+		_, err := sshca.Verifier{Fleet: []ssh.PublicKey{fleetKey}, Principal: *principal}.Verify(key)
 		return &ssh.Permissions{}, err
 	}}
 	config.AddHostKey(host)
-	ln, err := net.Listen("tcp", *listen)
+	path, _ := unixsock.Path(*listen)
+	ln, err := unixsock.Listen(path)
 	if err != nil {
 		return err
 	}
@@ -136,7 +137,7 @@ func agentMain(args []string) error {
 		"host_key": strings.TrimSpace(string(ssh.MarshalAuthorizedKey(host.PublicKey()))),
 	})
 	if err != nil {
-		return err // nobody knows of us
+		return err // the launcher has exited
 	}
 	report.Close()
 	for {

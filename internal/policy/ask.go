@@ -4,25 +4,20 @@ import (
 	"errors"
 	"strings"
 
-	"golang.org/x/crypto/ssh"
-
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/sshmsg"
 )
 
-// MayOpenChannel returns why p does not permit a channel of this type, opened by
-// either side with this payload, or nil. Types that it does not know pass, and
-// so does what is malformed, as far as no limit is needed to judge it.
+// MayOpenChannel returns why p does not permit either side to open a channel of the
+// type kind with this payload, or nil. Channels of unknown types are permitted, and
+// so are malformed payloads unless p limits destinations.
 func MayOpenChannel(p identity.Permissions, kind string, payload []byte) error {
 	switch {
 	case kind == "tun@openssh.com":
 		return errors.New("tunnel devices are not available in a bastion")
 	case kind == "direct-tcpip":
-		var to struct {
-			Host string
-			Port uint32
-			Rest []byte `ssh:"rest"`
-		}
-		if ssh.Unmarshal(payload, &to) != nil { // who has any limit fails it
+		to, err := sshmsg.ParseTCPIP(payload)
+		if err != nil { // any limit refuses this host
 			to.Host, to.Port = "malformed request", 0
 		}
 		return MayOpen(p, to.Host, to.Port)
@@ -31,7 +26,7 @@ func MayOpenChannel(p identity.Permissions, kind string, payload []byte) error {
 	case strings.HasPrefix(kind, "direct-") && !p.PortForwarding, strings.HasPrefix(kind, "forwarded-") && !p.PortForwarding:
 		return denied(p, "port forwarding")
 	case strings.HasPrefix(kind, "direct-") && len(p.Destinations) > 0:
-		// Whatever it is, nobody can say where it leads.
+		// The destination of an unknown type of forward is unknown.
 		return denied(p, kind)
 	case kind == "x11" && !p.X11Forwarding:
 		return denied(p, "X11 forwarding")
@@ -41,55 +36,85 @@ func MayOpenChannel(p identity.Permissions, kind string, payload []byte) error {
 	return nil
 }
 
-// MayRequest returns why p does not permit a global or channel request, or nil.
-// Types that it does not know pass.
+// ForcedSFTP reports whether the forced command of p is internal-sftp of sshd. The
+// arguments are options of sftp-server(8). As in sshd, they are separated by white
+// space and cannot be quoted.
+func ForcedSFTP(p identity.Permissions) (args []string, ok bool) {
+	words := strings.Fields(p.ForceCommand)
+	if len(words) == 0 || words[0] != "internal-sftp" {
+		return nil, false
+	}
+	return words[1:], true
+}
+
+// FilesOnly reports whether p permits neither a shell nor a command, so that the login
+// cannot run the files that it copies.
+func FilesOnly(p identity.Permissions) bool {
+	_, sftp := ForcedSFTP(p)
+	return sftp || p.NoShell && p.NoExec
+}
+
+// MayRequest returns why p does not permit a global or channel request of the type
+// kind, or nil. Requests of unknown types are permitted. If p has a forced command,
+// that command is judged in place of the requested shell, command or subsystem.
 func MayRequest(p identity.Permissions, kind string, payload []byte) error {
+	if p.ForceCommand != "" && (kind == "shell" || kind == "exec" || kind == "subsystem") {
+		if _, sftp := ForcedSFTP(p); sftp {
+			return permit(!p.NoSFTP, p, "sftp")
+		}
+		return permit(!p.NoExec, p, "running commands")
+	}
 	switch kind {
 	case "tcpip-forward":
-		var at struct {
-			Host string
-			Port uint32
-		}
-		if ssh.Unmarshal(payload, &at) != nil {
+		at, err := sshmsg.ParseListen(payload)
+		if err != nil {
 			at.Host, at.Port = "malformed request", 0
 		}
 		return MayListen(p, at.Host, at.Port)
 	case "streamlocal-forward@openssh.com":
 		return MayListenSocket(p)
 	case "pty-req":
-		return unless(p.PTY, p, "a terminal")
+		return permit(p.PTY, p, "a terminal")
 	case "x11-req":
-		return unless(p.X11Forwarding, p, "X11 forwarding")
+		return permit(p.X11Forwarding, p, "X11 forwarding")
 	case "auth-agent-req@openssh.com", "agent-req":
-		return unless(p.AgentForwarding, p, "agent forwarding")
+		return permit(p.AgentForwarding, p, "agent forwarding")
 	case "shell":
-		return unless(!p.NoShell, p, "a shell")
+		return permit(!p.NoShell, p, "a shell")
 	case "exec", "subsystem":
-		var what struct{ Name string }
-		switch err := ssh.Unmarshal(payload, &what); {
+		switch name, err := sshmsg.ParseString(payload); {
 		case err != nil:
-		case kind == "subsystem" && what.Name == "sftp":
-			return unless(!p.NoSFTP, p, "sftp")
-		case kind == "exec" && what.Name == "": // which sshd takes for a shell
-			return unless(!p.NoShell, p, "a shell")
+		case kind == "subsystem" && name == "sftp":
+			return permit(!p.NoSFTP, p, "sftp")
+		case kind == "exec" && name == "": // for sshd, this is a shell
+			return permit(!p.NoShell, p, "a shell")
 		}
-		return unless(!p.NoExec, p, "running commands")
+		return permit(!p.NoExec, p, "running commands")
 	}
 	return nil
 }
 
-// MayRunWithoutPTY returns why p does not permit a request on a session that has
-// no terminal, or nil. It is asked beside [MayRequest]. What sftp does is for that
-// alone to say.
+// MayRunWithoutPTY returns why p does not permit a request on a session without a
+// terminal, or nil. It is called in addition to [MayRequest]. sftp needs no terminal.
+// A forced command is judged in place of the request.
 func MayRunWithoutPTY(p identity.Permissions, kind string, payload []byte) error {
 	if !p.RequirePTY {
 		return nil
 	}
+	_, forcedSFTP := ForcedSFTP(p)
+	switch kind {
+	case "shell", "exec", "subsystem":
+		if forcedSFTP {
+			return nil
+		}
+		if p.ForceCommand != "" {
+			return denied(p, "a session without a terminal")
+		}
+	}
 	switch kind {
 	case "shell", "exec":
 	case "subsystem":
-		var what struct{ Name string }
-		if ssh.Unmarshal(payload, &what) == nil && what.Name == "sftp" {
+		if name, err := sshmsg.ParseString(payload); err == nil && name == "sftp" {
 			return nil
 		}
 	default:
@@ -98,9 +123,10 @@ func MayRunWithoutPTY(p identity.Permissions, kind string, payload []byte) error
 	return denied(p, "a session without a terminal")
 }
 
-func unless(permitted bool, p identity.Permissions, what string) error {
+// permit returns nil if permitted is set, and else the error of denied.
+func permit(permitted bool, p identity.Permissions, feature string) error {
 	if permitted {
 		return nil
 	}
-	return denied(p, what)
+	return denied(p, feature)
 }

@@ -8,29 +8,32 @@ import (
 	"strings"
 
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/sshmsg"
 )
 
-// A Destination is a rule that permits forwards: some hosts, and some ports of
-// them.
+// A Destination is a rule that permits forwards to some hosts, at some ports.
 //
-// A rule about addresses holds for every host that turns out to have one of
-// them, by whatever name it was asked for. A rule about names holds for the name
-// that was asked for. A name can be made to stand for any address by whoever
-// runs the DNS for it, so a rule about names never leads to the bastion itself or
-// to its link, where a Fargate task finds its credentials: that takes a rule about
-// addresses.
+// A rule for addresses matches the address that the host has, under any name. A rule
+// for names matches the name that the client asked for.
+//
+// A DNS server can give any address to a name, and a large block may contain special
+// addresses that its author forgot. So a rule for names never permits a forward to
+// the bastion itself, at any address of its interfaces, or to a link-scoped address;
+// see special.go. A rule for addresses permits it only if it is explicit: a single
+// address, or, for loopback and link-local addresses, a block of such addresses only.
+// An endpoint of credentials needs a rule for the single address.
 type Destination struct {
-	// Line is where it stands in the configuration; 0 is not known.
+	// Line is its line in the configuration; 0 means unknown.
 	Line int
 
-	name        string       // pattern, in lower case; empty if it is about addresses
-	prefix      netip.Prefix // else
+	name        string       // a pattern in lower case; empty in a rule for addresses
+	prefix      netip.Prefix // of a rule for addresses
 	first, last uint32       // ports
 }
 
-// ParseDestination reads "HOST:PORTS". HOST is a name in which * and ? are
-// wildcards, an address or a CIDR block, an IPv6 one in brackets; PORTS is a port,
-// a range such as 8000-8100, or *.
+// ParseDestination parses "HOST:PORTS". HOST is a name with the wildcards * and ?, an
+// address or a CIDR block; IPv6 is in brackets. PORTS is a port, a range such as
+// 8000-8100, or *.
 func ParseDestination(s string) (Destination, error) {
 	if len(s) > 300 {
 		return Destination{}, fmt.Errorf("%.20q... is too long", s)
@@ -69,7 +72,7 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	}
 	p, err := netip.ParsePrefix(s)
 	if err == nil && p.Addr().Is4In6() {
-		return netip.Prefix{}, fmt.Errorf("%q: write IPv4 as IPv4", s)
+		return netip.Prefix{}, fmt.Errorf("%q: write an IPv4 block in IPv4 notation", s)
 	}
 	return p, err
 }
@@ -90,10 +93,10 @@ func parsePorts(s string) (first, last uint32, err error) {
 	return uint32(a), uint32(b), nil
 }
 
-// canonical is the name in the form in which names are compared.
+// canonical returns the name in the form for comparisons.
 func canonical(name string) string { return strings.TrimSuffix(strings.ToLower(name), ".") }
 
-// String is d as [ParseDestination] reads it.
+// String returns d in the format of [ParseDestination].
 func (d Destination) String() string {
 	host := d.name
 	if host == "" {
@@ -114,51 +117,48 @@ func (d Destination) String() string {
 
 func (d Destination) hasPort(port uint32) bool { return d.first <= port && port <= d.last }
 
-// Names reports whether d permits the name, wherever it leads short of what a
-// name may never lead to.
-func (d Destination) Names(host string, port uint32) bool {
+// PermitsName reports whether d permits a forward to a host of this name. The
+// addresses that no name may lead to are excluded by PermitsAddr.
+func (d Destination) PermitsName(host string, port uint32) bool {
 	return d.name != "" && d.hasPort(port) && Match(d.name, canonical(host))
 }
 
-// Holds reports whether d permits addr, by the rules about addresses or because
-// host is a name that it permits.
-func (d Destination) Holds(host string, addr netip.Addr, port uint32) bool {
-	addr = addr.Unmap().WithZone("")
+// PermitsAddr reports whether d permits addr: because it is a rule about that
+// address, or because it permits host, the name that was asked for. isOwn reports
+// whether an address is one of the bastion's; it is called only if that matters.
+func (d Destination) PermitsAddr(host string, addr netip.Addr, port uint32, isOwn func(netip.Addr) bool) bool {
+	addr = plain(addr)
+	special := func() bool { return isLinkScoped(addr) || isCredentialEndpoint(addr) || isOwn(addr) }
 	if d.name == "" {
-		return d.hasPort(port) && d.prefix.Contains(addr)
+		return d.hasPort(port) && d.prefix.Contains(addr) && (namesSpecial(d.prefix, addr) || !special())
 	}
-	return d.Names(host, port) && !near(addr)
+	return d.PermitsName(host, port) && !special()
 }
 
-// MayHold reports whether d permits host, as far as that can be said by somebody
-// who does not know its address: maybe is true if it depends on that.
-func (d Destination) MayHold(host string, port uint32) (yes, maybe bool) {
+// MayPermit reports whether d permits host, as far as that is known without the
+// addresses of the host and of the bastion. maybe is true if the answer depends on
+// the address of the host.
+func (d Destination) MayPermit(host string, port uint32) (yes, maybe bool) {
 	if addr, err := netip.ParseAddr(host); err == nil {
-		return d.Holds(host, addr, port), false
+		return d.PermitsAddr(host, addr, port, func(netip.Addr) bool { return false }), false
 	}
-	return d.Names(host, port), d.name == "" && d.hasPort(port)
+	return d.PermitsName(host, port), d.name == "" && d.hasPort(port)
 }
 
-// near says that an address is the bastion's own or on its link, or that of no
-// single host.
-func near(a netip.Addr) bool {
-	return a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) ||
-		a == ipv6Metadata
-}
-
-// ipv6Metadata is where EC2 instances find their credentials over IPv6. It is a
-// unique local address and no link-local one, for all that it is one hop away.
-var ipv6Metadata = netip.MustParseAddr("fd00:ec2::254")
-
-// MayOpen returns why p does not permit a forward to host and port, or nil if it
-// does as far as that can be said without the host's address. [MayConnect] has to
-// be asked about that.
+// MayOpen returns why p does not permit a forward to host and port, or nil if it does
+// as far as that is known without the host's address. [MayConnect] decides about the
+// address.
 func MayOpen(p identity.Permissions, host string, port uint32) error {
 	if !p.PortForwarding {
 		return denied(p, "port forwarding")
 	}
 	if !permitsOpen(p.PermitOpen, host, port) {
-		return fmt.Errorf("permitopen of this key does not permit %s", hostPort(host, port))
+		return fmt.Errorf("permitopen of this key does not permit %s", sshmsg.HostPort(host, port))
+	}
+	if addr, err := netip.ParseAddr(host); err == nil {
+		if err := mayReachCredentials(p, addr, port); err != nil {
+			return err
+		}
 	}
 	if len(p.Destinations) == 0 {
 		return nil
@@ -166,49 +166,52 @@ func MayOpen(p identity.Permissions, host string, port uint32) error {
 	for _, rule := range p.Destinations {
 		d, err := ParseDestination(rule)
 		if err != nil {
-			continue // "none"
+			continue // the entry is none
 		}
-		if yes, maybe := d.MayHold(host, port); yes || maybe {
+		if yes, maybe := d.MayPermit(host, port); yes || maybe {
 			return nil
 		}
 	}
-	return fmt.Errorf("the destinations of %s do not permit %s", rolesText(p.Roles), hostPort(host, port))
+	return fmt.Errorf("the destinations of %s do not permit %s", rolesText(p.Roles), sshmsg.HostPort(host, port))
 }
 
-// MayConnect returns why p does not permit to connect to addr and port when host
-// was asked for, or nil.
-func MayConnect(p identity.Permissions, host string, addr netip.Addr, port uint32) error {
+// MayConnect returns why p does not permit a connection to addr and port for a
+// forward that asked for host, or nil. isOwn reports whether an address is one of
+// the bastion's; it is called only if that matters.
+func MayConnect(p identity.Permissions, host string, addr netip.Addr, port uint32, isOwn func(netip.Addr) bool) error {
 	if err := MayOpen(p, host, port); err != nil {
+		return err
+	}
+	if err := mayReachCredentials(p, addr, port); err != nil {
 		return err
 	}
 	if len(p.Destinations) == 0 {
 		return nil
 	}
 	for _, rule := range p.Destinations {
-		if d, err := ParseDestination(rule); err == nil && d.Holds(host, addr, port) {
+		if d, err := ParseDestination(rule); err == nil && d.PermitsAddr(host, addr, port, isOwn) {
 			return nil
 		}
 	}
-	return fmt.Errorf("the destinations of %s do not permit %s, which %s stands for", rolesText(p.Roles), hostPort(addr.String(), port), host)
+	return fmt.Errorf("the destinations of %s do not permit %s, which %s stands for", rolesText(p.Roles), sshmsg.HostPort(addr.String(), port), host)
 }
 
-// MayListen returns why p does not permit the client to have a port listened at
-// (RFC 4254, section 7.1), or nil. Port 0 is any that is free.
+// MayListen returns why p does not permit a remote forward with a listener at host and
+// port (RFC 4254 section 7.1), or nil. Port 0 is any free port.
 func MayListen(p identity.Permissions, host string, port uint32) error {
 	switch {
 	case !p.PortForwarding:
 		return denied(p, "port forwarding")
 	case !permitsListen(p.PermitListen, host, port):
-		return fmt.Errorf("permitlisten of this key does not permit %s", hostPort(host, port))
+		return fmt.Errorf("permitlisten of this key does not permit %s", sshmsg.HostPort(host, port))
 	case !permitsListen(p.Listen, host, port):
-		return fmt.Errorf("%s may not listen at %s", rolesText(p.Roles), hostPort(host, port))
+		return fmt.Errorf("%s may not listen at %s", rolesText(p.Roles), sshmsg.HostPort(host, port))
 	}
 	return nil
 }
 
 // MayOpenSocket returns why p does not permit a forward to a Unix socket, or nil.
-// Neither permitopen nor destinations speak of sockets, so who has one of them
-// gets none; MayListenSocket is the same for the other direction.
+// permitopen and destinations cannot name sockets, so either excludes all of them.
 func MayOpenSocket(p identity.Permissions) error {
 	switch {
 	case !p.PortForwarding:
@@ -221,7 +224,7 @@ func MayOpenSocket(p identity.Permissions) error {
 	return nil
 }
 
-// MayListenSocket: see [MayOpenSocket].
+// MayListenSocket is [MayOpenSocket] for remote forwards.
 func MayListenSocket(p identity.Permissions) error {
 	switch {
 	case !p.PortForwarding:
@@ -234,13 +237,13 @@ func MayListenSocket(p identity.Permissions) error {
 	return nil
 }
 
-// denied says that p does not permit what at all. It may be the key or the role
-// that does not; who has a role asks about that first.
-func denied(p identity.Permissions, what string) error {
+// denied returns the error that p does not permit a feature. Either the key or the
+// roles may be the reason.
+func denied(p identity.Permissions, feature string) error {
 	if len(p.Roles) == 0 {
-		return fmt.Errorf("%s is not permitted for this key", what)
+		return fmt.Errorf("%s is not permitted for this key", feature)
 	}
-	return fmt.Errorf("%s is not permitted for %s with this key", what, rolesText(p.Roles))
+	return fmt.Errorf("%s is not permitted for %s with this key", feature, rolesText(p.Roles))
 }
 
 func rolesText(roles []string) string {
@@ -250,13 +253,9 @@ func rolesText(roles []string) string {
 	return "roles " + strings.Join(roles, ", ")
 }
 
-func hostPort(host string, port uint32) string {
-	return net.JoinHostPort(host, strconv.Itoa(int(port)))
-}
-
-// permitsOpen says whether "host:port" rules, as in sshd's permitopen, allow a
-// connection. Hosts are compared as they are written; "*" stands for any host,
-// and for any port. No rules allow everything, and "none" nothing.
+// permitsOpen reports whether rules of sshd's permitopen, "host:port", permit a
+// connection. Hosts are compared literally; "*" is any host, or any port. No rules
+// permit every connection, "none" permits no connection.
 func permitsOpen(rules []string, host string, port uint32) bool {
 	if len(rules) == 0 {
 		return true
@@ -270,8 +269,8 @@ func permitsOpen(rules []string, host string, port uint32) bool {
 	return false
 }
 
-// permitsListen is permitsOpen for sshd's permitlisten: "[host:]port", in which
-// the host is a pattern that does not mind case.
+// permitsListen is permitsOpen for sshd's permitlisten: "[host:]port". The host is a
+// pattern without regard to case.
 func permitsListen(rules []string, host string, port uint32) bool {
 	if len(rules) == 0 {
 		return true

@@ -5,23 +5,23 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	_ "time/tzdata" // images without a zoneinfo are common
+	_ "time/tzdata" // many images have no zoneinfo
 )
 
-// Hours is a time of the week, by the clocks of one place.
+// Hours are times of the week in a time zone.
 type Hours struct {
 	days      [7]bool // Sunday first, as in package time
-	from, to  int     // minutes since midnight; to is not part of it
+	from, to  int     // minutes since midnight; to is exclusive
 	location  *time.Location
 	asWritten string
 }
 
 var weekdays = []string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}
 
-// ParseHours reads "DAYS FROM-TO [ZONE]": "mon-fri 07:00-19:00 Europe/Berlin",
-// "sat,sun 10:00-16:00", "daily 22:00-06:00". The zone is a name of the IANA Time
-// Zone Database; without one it is UTC. A time that begins in the evening and ends
-// in the morning belongs to the day on which it begins.
+// ParseHours parses "DAYS FROM-TO [ZONE]": "mon-fri 07:00-19:00 Europe/Berlin",
+// "sat,sun 10:00-16:00", "daily 22:00-06:00". The zone is a name of the IANA Time Zone
+// Database; the default is UTC. Hours that span midnight belong to the day on which
+// they begin.
 func ParseHours(s string) (Hours, error) {
 	bad := func(why string) (Hours, error) {
 		return Hours{}, fmt.Errorf("%q: %s; write it like mon-fri 07:00-19:00 Europe/Berlin", s, why)
@@ -43,7 +43,7 @@ func ParseHours(s string) (Hours, error) {
 		if a < 0 || b < 0 {
 			return bad(fmt.Sprintf("%q are no days", part))
 		}
-		for d := a; ; d = (d + 1) % 7 { // fri-mon goes over the end of the week
+		for d := a; ; d = (d + 1) % 7 { // fri-mon spans the end of the week
 			h.days[d] = true
 			if d == b {
 				break
@@ -58,7 +58,7 @@ func ParseHours(s string) (Hours, error) {
 		return bad(fmt.Sprintf("%q are no hours", fields[1]))
 	}
 	if len(fields) == 3 {
-		// Local would be whatever the machine happens to have.
+		// Local depends on the machine.
 		loc, err := time.LoadLocation(fields[2])
 		if err != nil || fields[2] == "Local" {
 			return bad(fmt.Sprintf("%q is not a time zone", fields[2]))
@@ -77,7 +77,7 @@ func weekday(s string) int {
 	return -1
 }
 
-// minutes reads 07:00 up to 24:00.
+// minutes parses a time of day up to 24:00, and returns the minutes since midnight.
 func minutes(s string) (int, error) {
 	hh, mm, ok := strings.Cut(s, ":")
 	h, errH := strconv.ParseUint(hh, 10, 8)
@@ -88,7 +88,7 @@ func minutes(s string) (int, error) {
 	return int(h*60 + m), nil
 }
 
-// Contain reports whether now is one of the hours.
+// Contain reports whether now is within h.
 func (h Hours) Contain(now time.Time) bool {
 	now = now.In(h.location)
 	at, today := now.Hour()*60+now.Minute(), now.Weekday()
@@ -99,5 +99,5 @@ func (h Hours) Contain(now time.Time) bool {
 	return h.days[today] && at >= h.from || h.days[yesterday] && at < h.to
 }
 
-// String is h as it was written.
+// String returns the text that h was parsed from.
 func (h Hours) String() string { return h.asWritten }

@@ -2,8 +2,8 @@ package policy
 
 import "strings"
 
-// Match says whether s fits a pattern with * and ?, as OpenSSH's match_pattern
-// does. It takes at most len(pattern)*len(s) steps.
+// Match reports whether s matches a pattern with the wildcards * and ?, like
+// match_pattern of OpenSSH. It takes at most len(pattern)*len(s) steps.
 func Match(pattern, s string) bool {
 	p, i := 0, 0
 	star, mark := -1, 0
@@ -15,7 +15,7 @@ func Match(pattern, s string) bool {
 		case p < len(pattern) && (pattern[p] == '?' || pattern[p] == s[i]):
 			p++
 			i++
-		case star >= 0: // let the last * take one more
+		case star >= 0: // let the last * match one more byte
 			mark++
 			p, i = star+1, mark
 		default:

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -17,6 +18,32 @@ func TestMatch(t *testing.T) {
 			t.Errorf("Match(%q, %q) = %v", tt.pattern, tt.s, got)
 		}
 	}
+}
+
+// TestMatchIsNotExponential would not end if Match tried all lengths for each *.
+func TestMatchIsNotExponential(t *testing.T) {
+	if Match(strings.Repeat("*a", 2000)+"b", strings.Repeat("a", 4000)) {
+		t.Error("matched")
+	}
+}
+
+// FuzzMatch compares Match with a regular expression.
+func FuzzMatch(f *testing.F) {
+	for _, s := range [][2]string{
+		{"", ""}, {"*", ""}, {"?", "a"}, {"a*b", "ab"}, {"a*b?c*", "axxbyc"}, {"*a*a*", "aaa"}, {"**", "x"}, {"10.*.1", "10.0.0.1"}, {"*?", ""},
+	} {
+		f.Add(s[0], s[1])
+	}
+	isASCII := func(s string) bool { return !strings.ContainsFunc(s, func(r rune) bool { return r >= 0x80 }) }
+	f.Fuzz(func(t *testing.T, pattern, s string) {
+		if !isASCII(pattern) || !isASCII(s) {
+			return // regexp matches runes, Match bytes
+		}
+		quoted := strings.NewReplacer(`\*`, ".*", `\?`, ".").Replace(regexp.QuoteMeta(pattern))
+		if got, want := Match(pattern, s), regexp.MustCompile("^(?s:"+quoted+")$").MatchString(s); got != want {
+			t.Errorf("Match(%q, %q) = %v, want %v", pattern, s, got, want)
+		}
+	})
 }
 
 func TestPermits(t *testing.T) {

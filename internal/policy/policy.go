@@ -1,10 +1,17 @@
-// Package policy decides what a login may do: which roles it has, what they and
-// its key permit together, and whether a forward it asks for is among that.
+// Package policy decides what a login may do.
 //
-// It decides in two places, which share this code: the gateway when somebody
-// logs in and in its relay, and the agent in the bastion, from the certificate
-// with which the gateway logs in there. Only the agent knows which address a
-// name stands for, so only it can tell whether that may be connected to.
+//   - [Roles.Decide] selects the roles of a login, and combines their permissions with
+//     those of the key.
+//   - [MayOpen] and [MayConnect] decide whether a forward to a host and port is
+//     permitted, [MayListen] whether a remote forward is. Unix sockets have
+//     [MayOpenSocket] and [MayListenSocket].
+//   - [MayOpenChannel] and [MayRequest] decide about channels and requests by their
+//     type, and call the functions above for forwards.
+//
+// Gateway and agent both use this package. The gateway decides at the login and for
+// each channel and request that it relays. The agent decides again, on the
+// permissions in the certificate with which the gateway logs in to the bastion. Only
+// the agent resolves names, so only the agent calls MayConnect.
 package policy
 
 import (
@@ -18,75 +25,73 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 )
 
-// Roles is all roles of a gateway. Nil means that there are none to speak of:
-// everybody has all that the key permits. A gateway that has roles lets in only
-// who has one.
+// Roles are all roles of a gateway. Nil means that roles are not used: a login has
+// all permissions of its key. Otherwise a login without a role is refused.
 type Roles []*Role
 
-// A Role says what some users may do under some conditions. A login has every
-// role whose conditions hold for it.
+// A Role is a set of permissions, with conditions. A login has every role whose
+// conditions it meets.
 type Role struct {
 	Name string
-	// Line is where it stands in the configuration; 0 is not known.
+	// Line is its line in the configuration; 0 means unknown.
 	Line int
 
-	// Users are patterns of user names, with * and ?; Principals names that a
-	// certificate may carry. One of either is enough.
+	// Users are patterns of user names, with * and ?. Principals are principals of
+	// certificates. A match of either is sufficient.
 	Users, Principals []string
-	// From is the networks it may be used from, and Hours the times of the week.
-	// Empty means everywhere and always.
+	// From are the networks of clients, Hours the times of the week. Empty means
+	// all addresses, and all times.
 	From  []netip.Prefix
 	Hours []Hours
-	// Profiles are the kinds of bastion it is for; empty means all. The console
-	// can be reached with every role.
+	// Profiles are the profiles of bastions; empty means all. The console is
+	// available with every role.
 	Profiles []string
 
-	// Permit is what may be done. What is nobody's role is not permitted.
+	// Permit are the permissions. Those that no role grants are denied.
 	Permit Permit
-	// Destinations are what -L, -D and -J may lead to, and Listen what -R may
-	// listen at, as in permitlisten of sshd(8). Nil means no limit, empty none
-	// at all. A limit rules out Unix sockets.
+	// Destinations are the permitted destinations of -L, -D and -J. Listen are the
+	// permitted listeners of -R, as in permitlisten of sshd(8). Nil means no
+	// limit; an empty list permits nothing. A limit excludes Unix sockets.
 	Destinations []Destination
 	Listen       []string
-	// Limits of a login are the largest of its roles'; Record is the strictest.
+	// The Limits of a login are the maxima over its roles; its Record is the union.
 	Limits identity.Limits
 	Record identity.Record
-	// RequirePTY refuses shells and commands without a terminal. It holds if it
-	// is set in any of a login's roles.
+	// RequirePTY refuses shells and commands without a terminal. It applies if any
+	// role of the login has it.
 	RequirePTY bool
-	// Admin opens the administrator's part of the console.
+	// Admin permits the administrator's commands of the console.
 	Admin bool
 }
 
-// Permit says what a role permits.
+// Permit are the permissions of a role.
 type Permit struct {
 	Shell, Exec, SFTP, PTY, PortForwarding, AgentForwarding, X11Forwarding bool
 }
 
-// PermitAll is what a role permits that does not say what.
+// PermitAll is the default of a role without a permit list.
 func PermitAll() Permit {
 	return Permit{Shell: true, Exec: true, SFTP: true, PTY: true, PortForwarding: true, AgentForwarding: true, X11Forwarding: true}
 }
 
-// A Login is somebody who has proven to be User.
+// A Login is an authenticated login.
 type Login struct {
 	User string
-	// Profile is the kind of bastion.
+	// Profile is the profile of the bastion.
 	Profile string
-	// Console says that it is about the console and no bastion; Profile does
-	// not count then.
+	// Console is set for a login to the console; Profile is ignored then.
 	Console bool
-	// Principals are those of the certificate that its authority is trusted
-	// for.
+	// Principals are those of the certificate for which its authority is trusted.
 	Principals []string
 	From       netip.Addr
 	Now        time.Time
-	// Key is what the key permits.
+	// Key has the permissions of the key or certificate.
 	Key identity.Permissions
 }
 
-// Why somebody is let in by no role. The errors that [Roles.Decide] returns wrap
-// the one that comes nearest: a role that would do at another hour says so.
+// The reasons if no role applies, one for each condition of a role. The error of
+// [Roles.Decide] wraps the one of the role with the most conditions met: if a role
+// applies at another time, the error is ErrHours.
 var (
 	ErrNoRole  = errors.New("no role is for this user")
 	ErrProfile = errors.New("no role is for this profile")
@@ -94,27 +99,27 @@ var (
 	ErrHours   = errors.New("no role may be used at this time")
 )
 
-// Decide returns what l may do: what at least one of its roles permits, as far as
-// the key permits it too. The roles are returned as well.
+// Decide returns the permissions of l: those of at least one of its roles, and of its
+// key. It also returns the roles.
 func (r Roles) Decide(l Login) (identity.Permissions, []*Role, error) {
 	if r == nil {
 		return l.Key, nil, nil
 	}
 	var mine []*Role
-	nearest, names := 0, []string(nil)
+	met, names := 0, []string(nil) // the most conditions met, and the roles with that many
 	for _, role := range r {
-		step := role.misses(l)
+		unmet := role.firstUnmet(l)
 		switch {
-		case step == len(misses):
+		case unmet == len(conditions):
 			mine = append(mine, role)
-		case step > nearest:
-			nearest, names = step, []string{role.String()}
-		case step == nearest && step > 0:
+		case unmet > met:
+			met, names = unmet, []string{role.String()}
+		case unmet == met && unmet > 0:
 			names = append(names, role.String())
 		}
 	}
 	if mine == nil {
-		err := misses[nearest]
+		err := conditions[met]
 		if names != nil {
 			err = fmt.Errorf("%w: %s", err, strings.Join(names, ", "))
 		}
@@ -123,13 +128,13 @@ func (r Roles) Decide(l Login) (identity.Permissions, []*Role, error) {
 	return combine(l.Key, mine), mine, nil
 }
 
-// misses are the conditions in the order in which they are looked at: that of a
-// user whom the role is not for is of no interest to anybody.
-var misses = []error{ErrNoRole, ErrProfile, ErrFrom, ErrHours}
+// conditions of a role, as the errors for those that are not met, in the order of
+// their check. The user is first: the hours of a role for others explain nothing.
+var conditions = []error{ErrNoRole, ErrProfile, ErrFrom, ErrHours}
 
-// misses returns which condition does not hold, as an index of misses, or its
-// length.
-func (r *Role) misses(l Login) int {
+// firstUnmet returns the index in conditions of the first condition that l does not
+// meet, or len(conditions) if it meets all.
+func (r *Role) firstUnmet(l Login) int {
 	switch {
 	case !matchAny(r.Users, l.User) && !slices.ContainsFunc(r.Principals, func(p string) bool { return slices.Contains(l.Principals, p) }):
 		return 0
@@ -140,21 +145,21 @@ func (r *Role) misses(l Login) int {
 	case len(r.Hours) > 0 && !slices.ContainsFunc(r.Hours, func(h Hours) bool { return h.Contain(l.Now) }):
 		return 3
 	}
-	return len(misses)
+	return len(conditions)
 }
 
-// Holds reports whether the conditions of all these roles still hold for l. A
-// login that has lost one of its roles is to begin anew, with what is left.
-func Holds(roles []*Role, l Login) error {
+// CheckConditions returns which condition of the roles l does not meet any more, or
+// nil. A login that has lost one of its roles has to end: a new one gets the rest.
+func CheckConditions(roles []*Role, l Login) error {
 	for _, r := range roles {
-		if step := r.misses(l); step < len(misses) {
-			return fmt.Errorf("%w: %s", misses[step], r)
+		if unmet := r.firstUnmet(l); unmet < len(conditions) {
+			return fmt.Errorf("%w: %s", conditions[unmet], r)
 		}
 	}
 	return nil
 }
 
-// String is the role's name and where to find it.
+// String is the role's name and line.
 func (r *Role) String() string {
 	if r.Line == 0 {
 		return r.Name
@@ -162,7 +167,7 @@ func (r *Role) String() string {
 	return fmt.Sprintf("%s (line %d)", r.Name, r.Line)
 }
 
-// combine returns what key permits and at least one of the roles.
+// combine returns the permissions of key and of at least one of the roles.
 func combine(key identity.Permissions, roles []*Role) identity.Permissions {
 	var all Permit
 	var destinations, listen []string
@@ -178,7 +183,7 @@ func combine(key identity.Permissions, roles []*Role) identity.Permissions {
 		all.PortForwarding = all.PortForwarding || r.Permit.PortForwarding
 		all.AgentForwarding = all.AgentForwarding || r.Permit.AgentForwarding
 		all.X11Forwarding = all.X11Forwarding || r.Permit.X11Forwarding
-		if r.Permit.PortForwarding { // the limits of a role that forwards nothing widen nothing
+		if r.Permit.PortForwarding { // else its lists must not extend those of other roles
 			anywhere = anywhere || r.Destinations == nil
 			for _, d := range r.Destinations {
 				destinations = append(destinations, d.String())
@@ -187,7 +192,7 @@ func combine(key identity.Permissions, roles []*Role) identity.Permissions {
 			listen = append(listen, r.Listen...)
 		}
 		p.Limits = widest(p.Limits, r.Limits, i == 0)
-		p.Record = max(p.Record, r.Record)
+		p.Record |= r.Record
 		p.RequirePTY = p.RequirePTY || r.RequirePTY
 		p.Admin = p.Admin || r.Admin
 	}
@@ -198,14 +203,14 @@ func combine(key identity.Permissions, roles []*Role) identity.Permissions {
 	p.NoShell = p.NoShell || !all.Shell
 	p.NoExec = p.NoExec || !all.Exec
 	p.NoSFTP = p.NoSFTP || !all.SFTP
-	if p.NoShell && p.NoExec { // who may only copy files must not leave one that is run
+	if FilesOnly(p) {
 		p.UserRC = false
 	}
 	p.Destinations, p.Listen = orNone(destinations, anywhere), orNone(listen, anyListen)
 	return p
 }
 
-// none stands for a list that permits nothing, as in permitopen.
+// none is the entry of a list that permits nothing, as in permitopen.
 const none = "none"
 
 func orNone(list []string, unlimited bool) []string {
@@ -219,7 +224,8 @@ func orNone(list []string, unlimited bool) []string {
 	return slices.Compact(list)
 }
 
-// widest returns the larger of each limit; zero is no limit, and the largest.
+// widest returns the maximum of each limit; zero means no limit. If first is set, a is
+// ignored.
 func widest(a, b identity.Limits, first bool) identity.Limits {
 	if first {
 		return b

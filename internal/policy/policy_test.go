@@ -108,7 +108,7 @@ func TestDecide(t *testing.T) {
 	if p, _, _ := roles.Decide(login("carol")); p.PTY || !p.NoShell || !p.NoExec || p.NoSFTP || p.UserRC || p.PortForwarding || !slices.Equal(p.Destinations, []string{"none"}) {
 		t.Errorf("carol may %+v", p)
 	}
-	// What the key does not permit, no role gives back.
+	// A role does not grant a permission that the key lacks.
 	p, _, _ = roles.Decide(login("alice", func(l *Login) {
 		l.Key = identity.Permissions{ForceCommand: "true", PermitOpen: []string{"a:1"}, NoSFTP: true}
 	}))
@@ -122,13 +122,13 @@ func TestDecide(t *testing.T) {
 		t.Errorf("with an empty list of roles: %v", err)
 	}
 
-	if err := Holds(mine, login("alice")); err != nil {
+	if err := CheckConditions(mine, login("alice")); err != nil {
 		t.Error(err)
 	}
-	if err := Holds([]*Role{dev, office}, login("dave")); !errors.Is(err, ErrNoRole) {
+	if err := CheckConditions([]*Role{dev, office}, login("dave")); !errors.Is(err, ErrNoRole) {
 		t.Errorf("holds without a user: %v", err)
 	}
-	if err := Holds([]*Role{office}, login("dave", func(l *Login) { l.Now = monday.Add(7 * time.Hour) })); !errors.Is(err, ErrHours) {
+	if err := CheckConditions([]*Role{office}, login("dave", func(l *Login) { l.Now = monday.Add(7 * time.Hour) })); !errors.Is(err, ErrHours) {
 		t.Errorf("holds after hours: %v", err)
 	}
 }
@@ -182,6 +182,9 @@ func TestHours(t *testing.T) {
 }
 
 func TestDestinations(t *testing.T) {
+	own := func(a netip.Addr) bool {
+		return a == netip.MustParseAddr("10.9.9.9") || a == netip.MustParseAddr("2001:db8:9::9")
+	}
 	for _, tt := range []struct {
 		rules, host, addr string
 		port              uint32
@@ -195,7 +198,7 @@ func TestDestinations(t *testing.T) {
 		{"*.internal:*", "a.b.internal", "10.0.0.5", 1, true, true},
 		{"*.internal:*", "internal", "10.0.0.5", 1, false, false},
 		{"*.internal:*", "10.0.0.5", "10.0.0.5", 1, false, false},
-		// A name does not lead to the bastion, or to what is next to it.
+		// A name does not lead to the bastion, nor to its link.
 		{"*.internal:*", "me.internal", "127.0.0.1", 22, true, false},
 		{"*.internal:*", "me.internal", "::1", 22, true, false},
 		{"*.internal:*", "me.internal", "0.0.0.0", 22, true, false},
@@ -215,11 +218,40 @@ func TestDestinations(t *testing.T) {
 		{"10.0.0.0/8:8000-8100", "anything", "10.1.2.3", 8101, false, false},
 		{"10.0.0.0/8:8000-8100", "11.0.0.1", "11.0.0.1", 8050, false, false},
 		{"10.0.0.0/8:8000-8100", "::ffff:10.0.0.1", "10.0.0.1", 8050, true, true},
-		{"10.0.0.0/8:22", "0x0a000001", "127.0.0.1", 22, true, false}, // however somebody writes it
+		{"10.0.0.0/8:22", "0x0a000001", "127.0.0.1", 22, true, false}, // in an unusual notation
 		{"192.0.2.7:22", "192.0.2.7", "192.0.2.7", 22, true, true},
 		{"192.0.2.7:22", "192.0.2.8", "192.0.2.8", 22, false, false},
 		{"[2001:db8::/32]:443", "2001:db8::5", "2001:db8::5", 443, true, true},
 		{"[2001:db8::/32]:443", "2001:db9::5", "2001:db9::5", 443, false, false},
+		// The bastion's own address, here 10.9.9.9 and 2001:db8:9::9, has to be named.
+		{"*:*", "me.internal", "10.9.9.9", 22, true, false},
+		{"*:*", "10.9.9.9", "10.9.9.9", 22, true, false},
+		{"*:*", "::ffff:10.9.9.9", "::ffff:10.9.9.9", 22, true, false},
+		{"*:*", "me.internal", "2001:db8:9::9", 22, true, false},
+		{"0.0.0.0/0:*", "me.internal", "10.9.9.9", 22, true, false},
+		{"10.0.0.0/8:*", "10.9.9.9", "10.9.9.9", 22, true, false},
+		{"10.9.9.9:22", "me.internal", "10.9.9.9", 22, true, true},
+		{"10.9.9.9:22", "10.9.9.9", "::ffff:10.9.9.9", 22, true, true},
+		{"0.0.0.0/0:*", "localhost", "127.0.0.1", 22, true, false},
+		{"[::/0]:*", "localhost", "::1", 22, true, false},
+		{"[fe80::/10]:*", "fe80::1%eth0", "fe80::1%eth0", 22, true, true},
+		// Credentials take a rule for the very address, with roles and without.
+		{"0.0.0.0/0:*", "169.254.169.254", "169.254.169.254", 80, false, false},
+		{"169.254.0.0/16:*", "169.254.170.2", "169.254.170.2", 80, false, false},
+		{"169.254.0.0/16:*", "169.254.1.1", "169.254.1.1", 80, true, true},
+		{"169.254.0.0/16:*", "credentials.internal", "169.254.170.23", 80, true, false},
+		{"169.254.169.254:80", "169.254.169.254", "169.254.169.254", 80, true, true},
+		{"169.254.169.254:80", "metadata.internal", "169.254.169.254", 80, true, true},
+		{"169.254.169.254:80", "169.254.169.254", "169.254.169.254", 81, false, false},
+		{"169.254.169.254:80", "169.254.170.2", "169.254.170.2", 80, false, false},
+		{"[fd00:ec2::254]:80", "fd00:ec2::254", "fd00:ec2::254", 80, true, true},
+		{"[fd00:ec2::/64]:80", "fd00:ec2::23", "fd00:ec2::23", 80, false, false},
+		{"", "169.254.169.254", "169.254.169.254", 80, false, false},
+		{"", "::ffff:169.254.169.254", "::ffff:169.254.169.254", 80, false, false},
+		{"", "metadata.internal", "169.254.170.2", 80, true, false},
+		{"", "metadata.internal", "fd00:ec2::23", 80, true, false},
+		{"", "169.254.1.1", "169.254.1.1", 80, true, true},
+		{"", "me.internal", "10.9.9.9", 22, true, true},
 		{"none", "x", "10.0.0.1", 1, false, false},
 		{"a:1,b:2", "b", "10.0.0.1", 2, true, true},
 		{"", "x", "127.0.0.1", 1, true, true},
@@ -230,10 +262,10 @@ func TestDestinations(t *testing.T) {
 		}
 		if err := MayOpen(p, tt.host, tt.port); (err == nil) != tt.open {
 			t.Errorf("%s, open %s:%d: %v", tt.rules, tt.host, tt.port, err)
-		} else if err != nil && !strings.Contains(err.Error(), "role dev") {
+		} else if err != nil && !strings.Contains(err.Error(), "role dev") && !strings.Contains(err.Error(), "no rule names it") {
 			t.Errorf("%q does not say who refused", err)
 		}
-		if err := MayConnect(p, tt.host, netip.MustParseAddr(tt.addr), tt.port); (err == nil) != tt.connect {
+		if err := MayConnect(p, tt.host, netip.MustParseAddr(tt.addr), tt.port, own); (err == nil) != tt.connect {
 			t.Errorf("%s, connect to %s:%d at %s: %v", tt.rules, tt.host, tt.port, tt.addr, err)
 		}
 	}
@@ -243,6 +275,35 @@ func TestDestinations(t *testing.T) {
 	} {
 		if d, err := ParseDestination(bad); err == nil {
 			t.Errorf("%q is read as %s", bad, d)
+		}
+	}
+}
+
+// TestCredentialsByKey: of permitopen and destinations, those that are there must
+// name the endpoint.
+func TestCredentialsByKey(t *testing.T) {
+	for _, tt := range []struct {
+		permitOpen, destinations string
+		host                     string
+		want                     bool
+	}{
+		{"*:*", "", "169.254.169.254", false},
+		{"*:80", "", "169.254.169.254", false},
+		{"metadata.internal:80", "", "metadata.internal", false},
+		{"169.254.169.254:80", "", "169.254.169.254", true},
+		{"169.254.169.254:*", "", "169.254.169.254", true},
+		{"169.254.169.254:80", "*:*", "169.254.169.254", false},
+		{"169.254.169.254:80", "0.0.0.0/0:*", "169.254.169.254", false},
+		{"*:*", "169.254.169.254:80", "169.254.169.254", false},
+		{"169.254.169.254:80", "169.254.169.254:80", "169.254.169.254", true},
+	} {
+		p := identity.Permissions{PortForwarding: true, PermitOpen: []string{tt.permitOpen}}
+		if tt.destinations != "" {
+			p.Destinations = []string{tt.destinations}
+		}
+		err := MayConnect(p, tt.host, netip.MustParseAddr("169.254.169.254"), 80, func(netip.Addr) bool { return false })
+		if (err == nil) != tt.want {
+			t.Errorf("permitopen %s, destinations %q, %s: %v", tt.permitOpen, tt.destinations, tt.host, err)
 		}
 	}
 }
@@ -330,6 +391,53 @@ func TestAsk(t *testing.T) {
 	}
 	if p := (identity.Permissions{NoShell: true}); MayRequest(p, "exec", word("")) == nil || MayRequest(p, "shell", nil) == nil || MayRequest(p, "exec", word("id")) != nil {
 		t.Error("NoShell")
+	}
+}
+
+// TestForced: a forced command is judged by itself, and not by the request in the
+// place of which it runs.
+func TestForced(t *testing.T) {
+	word := func(s string) []byte { return ssh.Marshal(struct{ S string }{s}) }
+	all := identity.AllowAll()
+	noExec, noSFTP, noShell, pty := all, all, all, all
+	noExec.NoExec, noSFTP.NoSFTP, noShell.NoShell, pty.RequirePTY = true, true, true, true
+	for _, tt := range []struct {
+		forced  string
+		p       identity.Permissions
+		allowed bool
+		noPTY   bool // without a terminal, too
+	}{
+		{"internal-sftp", all, true, true},
+		{"internal-sftp -R", noExec, true, true},
+		{" internal-sftp\t-R", noSFTP, false, true},
+		{"internal-sftp", noShell, true, true},
+		{"internal-sftp", pty, true, true},
+		{"internal-sftpd", noExec, false, true},
+		{"internal-sftpd", noSFTP, true, true},
+		{"serve", all, true, true},
+		{"serve", noExec, false, true},
+		{"serve", noSFTP, true, true},
+		{"serve", noShell, true, true},
+		{"serve", pty, true, false},
+	} {
+		tt.p.ForceCommand = tt.forced
+		for _, ask := range []struct {
+			kind    string
+			payload []byte
+		}{{"shell", nil}, {"exec", word("id")}, {"exec", word("")}, {"subsystem", word("sftp")}, {"subsystem", nil}} {
+			if err := MayRequest(tt.p, ask.kind, ask.payload); (err == nil) != tt.allowed {
+				t.Errorf("%q with %+v, asked for by %s: %v", tt.forced, tt.p, ask.kind, err)
+			}
+			if err := MayRunWithoutPTY(tt.p, ask.kind, ask.payload); (err == nil) != tt.noPTY {
+				t.Errorf("%q with %+v, asked for by %s, without a terminal: %v", tt.forced, tt.p, ask.kind, err)
+			}
+		}
+		if MayRequest(tt.p, "env", nil) != nil {
+			t.Error("env")
+		}
+	}
+	if args, ok := ForcedSFTP(identity.Permissions{ForceCommand: "internal-sftp  -u 077\t-R"}); !ok || strings.Join(args, "|") != "-u|077|-R" {
+		t.Errorf("%q, %v", args, ok)
 	}
 }
 

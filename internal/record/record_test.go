@@ -58,7 +58,7 @@ func TestRecord(t *testing.T) {
 		r.Output([]byte("\xe2"), true)
 		r.Input([]byte("\xf0\x9f"))
 		time.Sleep(time.Second)
-		r.Output([]byte("\xa4<&>\xff\xc3"), false) // ä, then what is no UTF-8
+		r.Output([]byte("\xa4<&>\xff\xc3"), false) // ä, then bytes that are not UTF-8
 		r.Output([]byte("\x82\xac"), true)
 		r.Input([]byte("\x98\x80"))
 		r.Resize(132, 43)
@@ -92,7 +92,7 @@ func TestRecord(t *testing.T) {
 	})
 }
 
-// FuzzText: however text is cut into pieces, it is recorded whole.
+// FuzzText splits text into pieces, and wants the whole text to be recorded.
 func FuzzText(f *testing.F) {
 	f.Add([]byte("grüße €😀"), uint8(1))
 	f.Add([]byte("\xf0\x9f\x98\xff\xc3\xe2\x82"), uint8(2))
@@ -132,15 +132,97 @@ func TestFolder(t *testing.T) {
 	for in, want := range map[string]string{
 		"alice": "alice", "a.b@c-d_e": "a.b@c-d_e", "..": "%2e.", ".": "%2e", "a/b": "a%2fb", "": "%", "%": "%25", "a\x00": "a%00", "é": "%c3%a9",
 	} {
-		if got := folder(in); got != want {
-			t.Errorf("folder(%q) = %q, want %q", in, got, want)
+		if got := pathElement(in); got != want {
+			t.Errorf("pathElement(%q) = %q, want %q", in, got, want)
 		}
 	}
 }
 
-func TestMaxSize(t *testing.T) {
+// TestParts writes a recording of several parts, and reads them as one.
+func TestParts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const maxSize, events = 10_000, 1000
+		r, err := (&Store{Dir: t.TempDir(), MaxSize: maxSize}).Create(Header{User: "alice", Conn: "c", Width: 80, Height: 24})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := range events {
+			if n == events/2 {
+				r.Resize(132, 43)
+			}
+			if err := r.Output(fmt.Appendf(nil, "%d ä%s\n", n, strings.Repeat("x", n%100)), false); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		parts := r.Parts()
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if parts < 8 {
+			t.Fatalf("%d parts", parts)
+		}
+		for part := 1; part <= parts; part++ {
+			path := partPath(r.Path, part)
+			if info, err := os.Stat(path); err != nil || info.Size() > maxSize || info.Mode().Perm() != 0o600 {
+				t.Fatalf("part %d: %v, %v", part, info, err)
+			}
+			header, got := read(t, path)
+			if part > 1 && header.Part != part || header.Conn != "c" || header.Timestamp != 946684800+int64(header.Offset) {
+				t.Errorf("header of part %d: %+v", part, header)
+			}
+			if want := map[bool]int{true: 132, false: 80}[part > parts*2/3]; part < parts/3 && header.Width != 80 || part > parts*2/3 && header.Width != want {
+				t.Errorf("part %d is %d columns wide", part, header.Width)
+			}
+			if got[0].At > time.Second {
+				t.Errorf("part %d begins at %v", part, got[0].At)
+			}
+			if last := got[len(got)-1]; part < parts && (last.Code != "m" || last.Text != "the recording goes on in "+filepath.Base(partPath(r.Path, part+1))) {
+				t.Errorf("part %d ends with %+v", part, last)
+			}
+		}
+		for first := 1; first <= 2; first++ {
+			reader, err := Open(partPath(r.Path, first))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n, began := -1, 0
+			for {
+				e, err := reader.Next()
+				if errors.Is(err, io.EOF) {
+					break
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if e.Code != "o" {
+					continue
+				}
+				var got int
+				fmt.Sscanf(e.Text, "%d", &got)
+				if n < 0 {
+					n, began = got, got
+				}
+				if got != n || (e.At-time.Duration(n-began)*100*time.Millisecond).Abs() > time.Microsecond {
+					t.Fatalf("event %d is %q at %v", n, e.Text, e.At)
+				}
+				n++
+			}
+			reader.Close()
+			if n != events || (first == 1) != (began == 0) {
+				t.Errorf("from part %d: events %d to %d", first, began, n)
+			}
+		}
+	})
+}
+
+// TestPartsEnd: a recording ends if its next part cannot be created.
+func TestPartsEnd(t *testing.T) {
 	r, err := (&Store{Dir: t.TempDir(), MaxSize: 10_000}).Create(Header{User: "alice", Conn: "c"})
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(partPath(r.Path, 2), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for range 1000 {
@@ -148,17 +230,121 @@ func TestMaxSize(t *testing.T) {
 			break
 		}
 	}
-	if !errors.Is(err, ErrFull) || !errors.Is(r.Resize(1, 1), ErrFull) || !errors.Is(r.Close(), ErrFull) {
+	if !errors.Is(err, os.ErrExist) || !errors.Is(r.Resize(1, 1), os.ErrExist) || !errors.Is(r.Close(), os.ErrExist) {
 		t.Errorf("it ended with %v", err)
 	}
-	info, _ := os.Stat(r.Path)
 	_, events := read(t, r.Path)
-	if last := events[len(events)-1]; last.Code != "m" || info.Size() > 10_000 || len(events) < 50 {
-		t.Errorf("%d bytes, %d events, the last is %+v", info.Size(), len(events), last)
+	if last := events[len(events)-1]; last.Code != "m" || !strings.HasPrefix(last.Text, "the recording ends here") {
+		t.Errorf("the last event is %+v", last)
 	}
 }
 
-// TestFullDisk leaves whole lines only.
+// TestMaxPerUser: the recordings of one user, including those of other days, are
+// limited, and those of another user are not affected.
+func TestMaxPerUser(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &Store{Dir: t.TempDir(), MaxSize: 20_000, MaxPerUser: 100_000}
+		old := filepath.Join(store.Dir, "alice", "1999-12-31", "x-0.cast")
+		if err := os.MkdirAll(filepath.Dir(old), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(old, make([]byte, 50_000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		fill := func(user, conn string) error {
+			r, err := store.Create(Header{User: user, Conn: conn})
+			for n := 0; err == nil && n < 300; n++ {
+				err = r.Output(bytes.Repeat([]byte("x"), 100), false)
+			}
+			if r != nil {
+				r.Close()
+			}
+			return err
+		}
+		if err := fill("alice", "a"); err != nil {
+			t.Fatal(err)
+		}
+		if err := fill("alice", "b"); !errors.Is(err, ErrUserFull) {
+			t.Errorf("the second ends with %v", err)
+		}
+		if err := fill("alice", "c"); !errors.Is(err, ErrUserFull) {
+			t.Errorf("the third ends with %v", err)
+		}
+		if err := fill("bob", "d"); err != nil {
+			t.Errorf("bob: %v", err)
+		}
+		var size int64
+		files, _ := filepath.Glob(filepath.Join(store.Dir, "alice", "*", "*"))
+		for _, path := range files {
+			info, _ := os.Stat(path)
+			size += info.Size()
+		}
+		if size > store.MaxPerUser || size < store.MaxPerUser*8/10 {
+			t.Errorf("%d bytes of recordings", size)
+		}
+		if err := os.Remove(old); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if err := fill("alice", "e"); err != nil {
+			t.Errorf("after some were deleted: %v", err)
+		}
+	})
+}
+
+// TestShare: one user cannot fill the file system. Other users can record, and so can
+// she on the next day.
+func TestShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		free := int64(20 << 20)
+		store := &Store{Dir: t.TempDir(), space: func() int64 { return free }}
+		fill := func(user, conn string, bytesMax int) (n int, err error) {
+			r, err := store.Create(Header{User: user, Conn: conn})
+			for ; err == nil && n < bytesMax; n += 32 << 10 {
+				err = r.Output(bytes.Repeat([]byte("x"), 32<<10), false)
+				free -= 32 << 10
+			}
+			if r != nil {
+				r.Close()
+			}
+			return n, err
+		}
+		n, err := fill("alice", "a", 20<<20)
+		if !errors.Is(err, errShare) || n < 3<<20 || n > 5<<20 {
+			t.Errorf("it ends after %d bytes: %v", n, err)
+		}
+		if _, err := fill("bob", "b", 1<<20); err != nil {
+			t.Errorf("bob: %v", err)
+		}
+		time.Sleep(24 * time.Hour)
+		if _, err := fill("alice", "c", 1<<20); err != nil {
+			t.Errorf("the next day: %v", err)
+		}
+	})
+}
+
+// TestNoTerminal: output without a terminal is recorded as a terminal would show it.
+func TestNoTerminal(t *testing.T) {
+	r, err := (&Store{Dir: t.TempDir()}).Create(Header{User: "alice", Conn: "c", NoTerminal: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Output([]byte("a\nb\r"), false)
+	r.Output([]byte("\nc"), true)
+	r.Output([]byte("\n\n"), false)
+	r.Input([]byte("typed\n"))
+	r.Close()
+	_, events := read(t, r.Path)
+	var got strings.Builder
+	for _, e := range events {
+		got.WriteString(e.Text)
+	}
+	if want := "a\r\nb\r\r\nc\n\r\ntyped\n"; got.String() != want {
+		t.Errorf("%q, want %q", got.String(), want)
+	}
+}
+
+// TestFullDisk: a full disk leaves whole lines only.
 func TestFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting a disk that can be filled needs root")
@@ -221,7 +407,7 @@ func TestPlay(t *testing.T) {
 	}
 }
 
-// stamps writes down when something was written.
+// stamps notes the time of each write.
 type stamps struct {
 	text  strings.Builder
 	began time.Time
@@ -234,7 +420,7 @@ func (s *stamps) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// TestPause: what was stopped goes on where it was.
+// TestPause: a paused player continues at the same place.
 func TestPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, _ := NewReader(strings.NewReader(header + "[1,\"o\",\"a\"]\n[3,\"o\",\"b\"]\n"))
@@ -272,7 +458,7 @@ func TestReadMistakes(t *testing.T) {
 		`{"version":1,"stdout":[]}` + "\n":  "an asciicast of version 1; only version 2",
 		`{"version":3,"term":{}}` + "\n":    "an asciicast of version 3; only version 2",
 		`{"version":2,"width":"x"}` + "\n":  "the header of the recording: ",
-		header + "[1,\"o\",\"a\"]\n[1,\"o":  ErrTorn.Error(),
+		header + "[1,\"o\",\"a\"]\n[1,\"o":  ErrTruncated.Error(),
 		header + "[1,\"o\"]\n":              "line 2 of the recording: not an event",
 		header + "[1,\"o\",\"a\",2]\n":      "line 2 of the recording: not an event",
 		header + "{}\n":                     "line 2 of the recording: ",
@@ -289,15 +475,15 @@ func TestReadMistakes(t *testing.T) {
 			t.Errorf("%.60q: %v, want %s", in, err, want)
 		}
 	}
-	// A last line that lacks only its end is an event.
+	// A last line without a newline is an event.
 	r, _ := NewReader(strings.NewReader(header + "[1,\"o\",\"a\"]"))
 	if e, err := r.Next(); err != nil || e.Text != "a" {
 		t.Errorf("%+v, %v", e, err)
 	}
 }
 
-// FuzzReader: no file makes the reader panic, run for ever or give times that
-// go back.
+// FuzzReader: no file makes the Reader panic, loop for ever or return decreasing
+// times.
 func FuzzReader(f *testing.F) {
 	f.Add([]byte(header + "[0.5,\"o\",\"a\"]\n[1,\"r\",\"80x24\"]\n"))
 	f.Add([]byte(header + "[0.5,\"o\",\"a"))

@@ -1,488 +1,481 @@
-// Package relay joins two SSH connections: whatever one side opens, asks or
-// sends goes to the other, unless it may not.
+// Package relay joins two SSH connections packet by packet: the connection of a
+// client and that of its bastion, both of which have logged in. The relay reads a message
+// of the connection protocol (RFC 4254) from one side, decides whether it may pass, and
+// writes it to the other side.
 //
-// # What passes
+// # Reading the package
 //
-// The relay is blind to message types. Channels and requests it has never
-// heard of pass with their payload untouched, so it is not in the way of what
-// clients and servers invent next. The exceptions, each because it belongs to
-// one hop and not to the whole way:
+//	relay.go      a connection from its first packet to its end
+//	global.go     global requests and the order of their replies
+//	open.go       opening channels: limits, policy, confirmation
+//	channel.go    messages on an open channel
+//	ending.go     the end of a channel, and of one of the connections
+//	early.go      sessions that are confirmed before the bastion is there
+//	listeners.go  for which listeners a bastion may open channels
+//	inject.go     text of the gateway in a client's window
+//	notice.go     notices to terminals
+//	watch.go      the interface to audit log and recordings
+//	list.go       the list of channels that the console shows
 //
-//   - keepalive@openssh.com is answered here at once, in both directions, as a
-//     global and as a channel request: the client must get its answer while its
-//     bastion is still starting.
-//   - no-more-sessions@openssh.com is enforced here. Passed on it could overtake
-//     the session it follows, and sshd then kills the connection.
-//   - hostkeys-00@openssh.com and hostkeys-prove-00@openssh.com speak of the
-//     host keys of one connection, and their signatures cover its session id
-//     (OpenSSH PROTOCOL, section 2.5). The bastion's would only mislead.
+// # Messages that pass
+//
+// Channels and requests of unknown types pass with their payload unchanged. The two ends
+// agree on windows and packet sizes, so the relay neither holds data back nor
+// acknowledges it. Replies keep the order of their requests (RFC 4254, sections 4 and
+// 5.4). Messages about one of the two connections do not pass:
+//
+//   - keepalive@openssh.com is answered here, both as a global and as a channel
+//     request, because a client expects an answer while its bastion is starting.
+//   - no-more-sessions@openssh.com is enforced here.
+//   - hostkeys-00@openssh.com and hostkeys-prove-00@openssh.com are about the host
+//     keys of one connection (OpenSSH PROTOCOL, section 2.5): the relay answers a
+//     client's hostkeys-prove with ProveHostKeys, and refuses all others.
 //   - tun@openssh.com is refused: a bastion has no tunnel device.
 //
-// And what the user's [identity.Permissions] rule out is refused here, as far as
-// it can be told without the address of a host; the bastion, which knows that,
-// asks the same questions once more. Which command is forced, only the bastion
-// enforces.
+// The relay rejects messages that the user's [identity.Permissions] rule out, as
+// far as it can decide that without resolving a host name. The bastion resolves the name
+// and decides again. The bastion alone enforces ForceCommand.
 //
-// # Order
+// # Channel numbers
 //
-// RFC 4254 lets global requests be answered only in order (section 4), and a
-// client may rely on a forward it asked for before it opened a channel. So one
-// goroutine for each side handles global requests and channel opens, requests
-// first where package ssh does not tell which came first. Inside a channel, data, stderr and requests pass
-// each in its own order; package ssh does not tell the order between them. All
-// of them are delivered before EOF and close are.
+// The relay gives each channel one number, which both peers use as the recipient channel
+// when they write to the relay. It is an index into the connection's table, so a peer
+// cannot name a channel of another connection. When the relay passes a message on, it
+// replaces the number by the receiver's.
+//
+// # Memory
+//
+// The relay writes data to the other side at once; only bytes that do not fit the socket
+// are queued. While more than queueMax bytes are queued for one side, the relay does not
+// read from the other.
 package relay
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"golang.org/x/crypto/ssh"
-
 	"github.com/sallyport-ssh/sallyport/internal/identity"
-	"github.com/sallyport-ssh/sallyport/internal/policy"
+	"github.com/sallyport-ssh/sallyport/internal/oplog"
+	"github.com/sallyport-ssh/sallyport/internal/sshmsg"
 )
 
-// A Peer is one of the two connections, with all that comes in on it. The relay
-// owns it: nobody else may read from Chans or Reqs.
-type Peer struct {
-	Conn  ssh.Conn
-	Chans <-chan ssh.NewChannel
-	Reqs  <-chan *ssh.Request
+// A Conn carries the packets of one connection that has logged in. ReadPacket and
+// Buffered are called by one goroutine, the other methods by any.
+type Conn interface {
+	// ReadPacket returns the next packet, which is valid until the next call.
+	ReadPacket() ([]byte, error)
+	// Buffered reports whether ReadPacket would return without reading from
+	// the network.
+	Buffered() bool
+	// WritePacket queues a packet. It copies p and does not block.
+	WritePacket(p []byte) error
+	// Flush sends what is queued, as far as the network takes it at once; the
+	// rest follows without another call. It does not block.
+	Flush() error
+	// WaitWritableUnless blocks while more than bound bytes are queued, but
+	// returns when unless is closed.
+	WaitWritableUnless(bound int, unless <-chan struct{}) error
+	// Exchanging returns a channel that is closed while a key exchange is
+	// under way.
+	Exchanging() <-chan struct{}
+	// Unimplemented answers the packet last read with UNIMPLEMENTED (RFC 4253,
+	// section 11.4).
+	Unimplemented() error
+	// Disconnect sends DISCONNECT (RFC 4253, section 11.1) and closes.
+	Disconnect(reason uint32, text string) error
+	// Close unblocks ReadPacket and WaitWritableUnless.
+	Close() error
 }
 
 // A Relay joins a client's connection to its bastion's. Set the fields, then
 // call [Relay.Run], once.
 type Relay struct {
-	Client      Peer
+	// Client is the client's connection. The relay owns it.
+	Client      Conn
 	Permissions identity.Permissions
 
-	// MaxSessions is how many channels of type session may be open at once,
-	// and MaxChannels how many of all types, in both directions together. A
-	// channel whose reader has stalled holds up to 2 MiB, the window of
-	// package ssh, and some 50 bytes for each packet of that, however small it
-	// is. Zero means 10 and 256.
+	// MaxSessions limits the channels of type session that are open at once,
+	// and MaxChannels those of all types, in both directions together. Zero
+	// means 10 and 1000.
 	MaxSessions, MaxChannels int
 
-	// Lost is written to the standard error of every session that is open
-	// when the bastion's connection ends by itself. Empty means nothing is.
-	Lost string
+	// ProveHostKeys answers the client's hostkeys-prove-00@openssh.com, which is
+	// about the host keys of the gateway (OpenSSH PROTOCOL, section 2.5). Nil
+	// means that such requests fail.
+	ProveHostKeys func(payload []byte) (reply []byte, ok bool)
 
-	// Watch, if not nil, is told what passes and what does not.
+	// Lost, if not nil, returns the text for the standard error of every session
+	// that is open when the bastion's connection ends by itself. It is called
+	// once at most, and may block for some seconds; the sessions end after it.
+	Lost func() string
+	// NotGranted and Interrupted are texts for the standard error of a session
+	// that was confirmed before the bastion was there: NotGranted if the bastion
+	// then refuses the session, its terminal or its command; Interrupted if the
+	// terminal sends ^C before the bastion is there. Empty means no text.
+	NotGranted, Interrupted string
+	// Waiting, if not nil, returns the text that a terminal shows while its
+	// bastion is starting. It must not block.
+	Waiting func() string
+
+	// Watch, if not nil, is called for channels and requests; see Watcher.
 	Watch Watcher
 
 	Log *slog.Logger
 
-	loops      sync.WaitGroup // what serves the two connections
-	clientLeft atomic.Bool    // before the bastion did
-	serverGone chan struct{}  // closed when the bastion's connection has ended
+	mu              sync.Mutex
+	client, bastion leg
+	channels        []*channel // by our number; nil where it is free
+	open            int        // channels in the table
+	sessions        int        // of those, of type session
+	opened          int        // channels so far, the serial number of the next
+	noMoreSessions  bool
+	full            bool          // logged that MaxChannels was reached
+	first           *leg          // the side that has ended first; nil while neither has
+	ending          bool          // new channels are refused
+	drained         chan struct{} // closed when ending is set and no channel is open
+	backlogBytes    int
+	kept            int    // bytes, see keep
+	refusal         string // why the start of the bastion has failed; empty otherwise
+	expected        string // see Expect
 
-	mu       sync.Mutex
-	draining bool // no new channels: the connection is about to be closed
-	sessions int
-	channels int
-	opened   int                // channels that were begun so far
-	ptys     map[*sink]struct{} // the client's ends of sessions with a terminal
-	carried  map[*flow]*Channel // the channels that are open, by their flow to the bastion
-	wg       sync.WaitGroup     // everything that serves a channel
-
+	// view guards, beside mu, the fields that Channels reads. Channels locks only
+	// view, because mu is held during calls of a Watcher, which may block.
+	view                sync.Mutex
 	toBastion, toClient int64 // bytes of the channels that have ended
 
-	expected atomic.Pointer[string] // see Expect
+	listeners listeners
+	notices   notices
 }
 
 const (
 	maxSessionsDefault = 10
-	maxChannelsDefault = 256
-	// backlogMax is how many requests and opens wait for a bastion that is
-	// still starting, and backlogBytes how much they may carry. OpenSSH sends
-	// a handful; each -R adds one, and so does each keepalive behind it.
-	backlogMax   = 1024
-	backlogBytes = 1 << 20
-	// farewell is how long a client may stay when there is no bastion. It is
-	// for the sentence to arrive, and for the client that has not yet opened
-	// the channel in which it will be told.
+	maxChannelsDefault = 1000
+
+	// If more than queueMax bytes are queued for one side, beside the socket's
+	// buffer, the relay stops reading from the other. If more than repliesMax bytes
+	// are queued for a side, the relay stops reading from the same side: beyond
+	// queueMax there are only replies, to a peer that sends requests and does not
+	// read.
+	queueMax   = 256 << 10
+	repliesMax = 1 << 20
+
+	// backlogMax bounds the bytes of messages that wait for a bastion that is
+	// still starting, with overhead for each message. OpenSSH sends a handful;
+	// each -R adds one, and so does each keepalive behind it.
+	backlogMax      = 1 << 20
+	messageOverhead = 64
+
+	// keptMax bounds the copies, in bytes, of unanswered opens and requests of a
+	// connection. A request has 256 KiB at most.
+	keptMax = 4 << 20
+
+	// farewell is the time that a client has to read the reason for the end of its
+	// connection, and to open the session in which it is written.
 	farewell = 2 * time.Second
 )
 
-// ErrNoServer is what Run returns when the bastion never came.
-var ErrNoServer = errors.New("no bastion")
+// ErrNoBastion says that the bastion's start has failed.
+var ErrNoBastion = errors.New("no bastion")
+
+// A leg is one of the two connections.
+type leg struct {
+	conn Conn // nil while the bastion is starting
+	name string
+	far  *leg
+
+	requests []*globalRequest // by this peer, unanswered, oldest first
+	sent     []*globalRequest // to this peer, unanswered, oldest first
+
+	backlog []waiting // for this peer, until it is there
+}
+
+// A protocolError is the fault of a peer, whose connection it ends.
+type protocolError string
+
+func (e protocolError) Error() string { return string(e) }
+
+// A heldError is a protocolError in a message of the client that was held and is handled
+// together with a packet of the bastion.
+type heldError struct{ error }
+
+func (e *heldError) Unwrap() error { return e.error }
 
 // Run relays until either side ends, then closes the other. Every goroutine it
 // starts has returned when Run returns, and both connections are closed.
 //
-// The bastion may still be starting: Run takes it from server, and what the
-// client asks until then waits. Keepalives are answered meanwhile. If server is
-// closed without a value, everything the client asks is refused with the text
-// that refusal returns, for two seconds or until the client leaves, and Run
-// returns ErrNoServer.
+// The bastion may still be starting: Run receives its connection from bastion. Until
+// then Run confirms sessions that the client opens, and holds its other messages. If
+// bastion is closed without a value, the start has failed: every session shows the text
+// that refusal returns and ends with exit status 255, also if it is opened in the next two
+// seconds. All other channels and requests are refused with that text, and Run returns
+// ErrNoBastion.
 //
-// If the client leaves before the bastion has come, Run returns at once and has
-// taken nothing from server.
+// If the client disconnects before the bastion is there, Run returns at once and has
+// received no value from bastion.
 //
-// The error is the reason of the side that ended first: [io.EOF] if
-// it hung up, or what it gave as its reason. byClient tells
-// which side that was.
-func (r *Relay) Run(server <-chan Peer, refusal func() string) (byClient bool, err error) {
+// The error is that of the side that ended first, [io.EOF] if the peer closed its
+// connection. ByClient says that it was the client's side.
+func (r *Relay) Run(bastion <-chan Conn, refusal func() string) (byClient bool, err error) {
+	r.begin()
+	clientEnd := make(chan struct{}) // closed when the client's connection has ended
+	bastionErr := r.startBastion(bastion, refusal, clientEnd)
+	err = r.pump(&r.client)
+	close(clientEnd)
+	return r.clientEnded(err, bastionErr)
+}
+
+// clientEnded waits for the end of the bastion's side, and returns the results of Run.
+// Err is the end of the client's connection.
+func (r *Relay) clientEnded(err error, bastionErr <-chan error) (byClient bool, why error) {
+	if byClient = r.endedFirst(&r.client); byClient {
+		r.clientGone()
+	}
+	r.Client.Close()
+	if ofBastion := <-bastionErr; !byClient {
+		err = ofBastion
+	}
+	r.finish()
+	return byClient, err
+}
+
+// begin sets the defaults and the two legs.
+func (r *Relay) begin() {
 	if r.MaxSessions == 0 {
 		r.MaxSessions = maxSessionsDefault
 	}
 	if r.MaxChannels == 0 {
 		r.MaxChannels = maxChannelsDefault
 	}
-	r.serverGone = make(chan struct{})
-
-	client := &side{r: r, name: "client", Peer: r.Client, toServer: true}
-	backlog, up, gone := client.await(server)
-	switch {
-	case gone:
-		client.dismiss(backlog, refusal, 0)
-		return true, r.Client.Conn.Wait()
-	case up.Conn == nil:
-		client.dismiss(backlog, refusal, farewell)
-		return false, ErrNoServer
-	}
-
-	bastion, first := r.link(client, up)
-	r.loops.Go(func() { bastion.serve(nil) })
-	client.serve(backlog)
-	r.loops.Wait()
-	return first.Load() == client, first.Load().Conn.Wait()
-}
-
-// link makes the bastion's side, and says what happens when either side ends.
-// The result first tells which one that was.
-func (r *Relay) link(client *side, up Peer) (bastion *side, first *atomic.Pointer[side]) {
-	first = new(atomic.Pointer[side])
-	bastion = &side{r: r, name: "bastion", Peer: up, far: r.Client.Conn}
-	client.far = up.Conn
-	client.ended = sync.OnceFunc(func() {
-		if first.CompareAndSwap(nil, client) {
-			r.clientLeft.Store(true)
-		}
-		up.Conn.Close()
-	})
-	bastion.ended = sync.OnceFunc(func() {
-		first.CompareAndSwap(nil, bastion)
-		close(r.serverGone)
-		// The sessions say goodbye to the client before its connection ends.
-		r.drain()
-		r.Client.Conn.Close()
-	})
-	return bastion, first
-}
-
-// drain waits until all channels have ended and lets no new ones begin.
-func (r *Relay) drain() {
+	r.drained = make(chan struct{})
 	r.mu.Lock()
-	r.draining = true
-	r.mu.Unlock()
-	r.wg.Wait()
+	defer r.unlock()
+	r.client = leg{conn: r.Client, name: "client", far: &r.bastion}
+	r.bastion = leg{name: "bastion", far: &r.client}
 }
 
-// Tell writes a line to every terminal of the connection. It does not wait for
-// terminals that are not being read.
-func (r *Relay) Tell(line string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for s := range r.ptys {
-		// It ends with the channel at the latest.
-		r.wg.Go(func() { s.writeStderr([]byte("\r\n" + line + "\r\n")) })
-	}
-}
-
-func (r *Relay) remember(s *sink) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.ptys == nil {
-		r.ptys = make(map[*sink]struct{})
-	}
-	r.ptys[s] = struct{}{}
-}
-
-func (r *Relay) forget(s *sink) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.ptys, s)
-}
-
-// An item is a global request or a channel open, whichever is not nil.
-type item struct {
-	req  *ssh.Request
-	open ssh.NewChannel
-	late bool // the open came after no-more-sessions
-}
-
-func (i item) size() int {
-	if i.req != nil {
-		return len(i.req.Payload)
-	}
-	return len(i.open.ExtraData())
-}
-
-func (i item) refuse(why string) {
-	if i.req != nil {
-		i.req.Reply(false, nil)
-	} else {
-		i.open.Reject(ssh.ConnectionFailed, why)
-	}
-}
-
-// A side handles what comes in from one of the two peers.
-type side struct {
-	Peer
-	r        *Relay
-	name     string
-	far      ssh.Conn // the other side's
-	toServer bool     // this is the client's side
-	ended    func()   // to be called when Conn has ended; may be called again
-
-	watching  bool // a goroutine waits for the end of Conn
-	opens     int  // received so far
-	announced bool // that no more sessions come
-	lastOpen  int  // the number of the last that may be a session, if announced
-}
-
-// next waits for what comes in next. If server delivers first, no items are
-// returned and up is set to what it delivered; both may be nil.
-//
-// Package ssh queues requests and opens apart, each in order, and queues what
-// came first first. So when an open has been taken, all requests that came
-// before it are queued, and are returned before it.
-func (s *side) next(server <-chan Peer, up *Peer) (items []item, ended bool) {
+// startBastion calls runBastion in a goroutine, and returns the channel of its result.
+func (r *Relay) startBastion(bastion <-chan Conn, refusal func() string, clientEnd <-chan struct{}) <-chan error {
+	// If the bastion is there already, no session is confirmed in its place.
+	var up Conn
 	select {
-	case *up = <-server:
-		return nil, false
-	case req, ok := <-s.Reqs:
-		if !ok {
-			return nil, true
+	case up = <-bastion: // nil if it was closed, which runBastion notices
+	default:
+	}
+	if up != nil {
+		r.join(up)
+	}
+	end := make(chan error, 1)
+	go func() { end <- r.runBastion(up, bastion, refusal, clientEnd) }()
+	return end
+}
+
+// runBastion is the bastion's side of Run: it waits for the bastion, handles its
+// packets, and ends the client's connection if the bastion's ends first. Up is the
+// bastion's connection if it is there already.
+func (r *Relay) runBastion(up Conn, bastion <-chan Conn, refusal func() string, clientEnd <-chan struct{}) (err error) {
+	defer r.Client.Close()
+	defer r.recovered(&r.bastion, &err)
+	if up == nil {
+		select {
+		case <-clientEnd:
+			return nil
+		case up = <-bastion:
 		}
-		s.note(req)
-		return []item{{req: req}}, false
-	case nc, ok := <-s.Chans:
-		if !ok {
-			return nil, true
+		if up == nil {
+			if r.endedFirst(&r.bastion) {
+				r.dismiss(refusal())
+				r.awaitFarewell(clientEnd, farewell)
+			}
+			return ErrNoBastion
 		}
-		return s.withEarlier(nc), false
+		if !r.join(up) {
+			up.Close()
+			return nil
+		}
+	}
+	defer up.Close()
+	err = r.pump(&r.bastion)
+	if r.endedFirst(&r.bastion) {
+		r.bastionGone()
+		r.awaitFarewell(clientEnd, farewell)
+	}
+	return err
+}
+
+// endedFirst notes that a side has ended, and reports whether it is the first.
+func (r *Relay) endedFirst(side *leg) bool {
+	r.mu.Lock()
+	defer r.unlock()
+	if r.first == nil {
+		r.first = side
+	}
+	return r.first == side
+}
+
+// pump handles the packets of one peer until its connection ends. Its goroutine waits in
+// ReadPacket for most of the connection's life, so Run and pump use little stack: if all
+// frames have less than 1,248 bytes, a garbage collection shrinks the stack to 4 KiB.
+func (r *Relay) pump(from *leg) (err error) {
+	defer r.recovered(from, &err)
+	for err == nil {
+		var packet []byte
+		if packet, err = from.conn.ReadPacket(); err == nil {
+			err = r.packet(from, packet)
+		}
+	}
+	return err
+}
+
+// recovered turns a panic into an error, so that it ends one connection only.
+func (r *Relay) recovered(from *leg, err *error) {
+	if p := recover(); p != nil {
+		oplog.Panic(r.Log, "relay from "+from.name, p)
+		*err = fmt.Errorf("panic: %v", p)
 	}
 }
 
-// withEarlier returns the requests that came before an open, and the open.
-func (s *side) withEarlier(nc ssh.NewChannel) (items []item) {
-	s.opens++
-	late := s.announced && s.opens > s.lastOpen
-	for n := len(s.Reqs); n > 0; n-- {
-		if req := <-s.Reqs; req != nil {
-			s.note(req)
-			items = append(items, item{req: req})
+// blame disconnects the peer whose fault err is, and returns its side.
+func (r *Relay) blame(from *leg, err error) *leg {
+	at := from
+	if held := (*heldError)(nil); errors.As(err, &held) {
+		at = &r.client
+	}
+	r.Log.Warn("protocol error", "side", at.name, "err", err)
+	at.conn.Disconnect(reasonProtocolError, err.Error())
+	return at
+}
+
+// packet handles one packet, and then flushes and waits as keepUp says.
+func (r *Relay) packet(from *leg, packet []byte) error {
+	if err := r.lockAndHandle(from, packet); err != nil {
+		if r.blame(from, err) == from {
+			return err
+		}
+		return nil // the client's pump returns
+	}
+	return r.keepUp(from)
+}
+
+func (r *Relay) lockAndHandle(from *leg, packet []byte) error {
+	r.mu.Lock()
+	defer r.unlock()
+	return r.handle(from, packet)
+}
+
+// keepUp flushes both connections if no other packet of from is there yet, so that all
+// packets of one read(2) leave in one write(2). Then it waits while too many bytes are
+// queued for either side. It does not wait while a key exchange is under way on from,
+// because from must be read until that is over; see
+// transport.Conn.WaitWritableUnless.
+func (r *Relay) keepUp(from *leg) error {
+	r.mu.Lock()
+	far := from.far.conn
+	r.unlock()
+	if !from.conn.Buffered() {
+		from.conn.Flush()
+		if far != nil {
+			far.Flush()
 		}
 	}
-	return append(items, item{open: nc, late: late})
-}
-
-// note takes note of no-more-sessions. OpenSSH sends it right behind the open
-// of its only session, and that may still be queued: so what is queued counts
-// as having come before.
-func (s *side) note(req *ssh.Request) {
-	if req.Type == noMoreSessions && s.toServer && !s.announced {
-		s.announced, s.lastOpen = true, s.opens+len(s.Chans)
+	if far == nil {
+		return from.conn.WaitWritableUnless(repliesMax, from.conn.Exchanging())
 	}
+	// The error of far is its own pump's concern.
+	far.WaitWritableUnless(queueMax, from.conn.Exchanging())
+	return from.conn.WaitWritableUnless(repliesMax, from.conn.Exchanging())
 }
 
+// handle handles a packet by its message number. An error is the peer's fault and ends
+// its connection.
+func (r *Relay) handle(from *leg, packet []byte) error {
+	if len(packet) == 0 {
+		return protocolError("empty packet")
+	}
+	switch packet[0] {
+	case sshmsg.NumGlobalRequest:
+		return r.globalRequest(from, packet)
+	case sshmsg.NumRequestSuccess, sshmsg.NumRequestFailure:
+		return r.globalReply(from, packet)
+	case sshmsg.NumOpen:
+		return r.channelOpen(from, packet)
+	case sshmsg.NumOpenConfirm:
+		return r.openConfirmed(from, packet)
+	case sshmsg.NumOpenFailure:
+		return r.openFailed(from, packet)
+	case sshmsg.NumWindowAdjust, sshmsg.NumData, sshmsg.NumExtendedData, sshmsg.NumEOF, sshmsg.NumClose,
+		sshmsg.NumRequest, sshmsg.NumSuccess, sshmsg.NumFailure:
+		return r.channelMessage(from, packet)
+	}
+	return from.conn.Unimplemented()
+}
+
+// reasonProtocolError and reasonByApplication are of RFC 4253, section 11.1.
 const (
-	keepalive      = "keepalive@openssh.com"
-	noMoreSessions = "no-more-sessions@openssh.com"
-	endOfWrite     = "eow@openssh.com"
+	reasonProtocolError = 2
+	reasonByApplication = 11
 )
 
-// await collects what the client asks until server delivers or is closed, or
-// the client is gone.
-func (s *side) await(server <-chan Peer) (backlog []item, up Peer, gone bool) {
-	size, unanswered := 0, false
-	for {
-		items, gone := s.next(server, &up)
-		if items == nil {
-			return backlog, up, gone
-		}
-		for _, it := range items {
-			switch {
-			case it.req != nil && (!unanswered || !it.req.WantReply) && answeredHere(it.req):
-				continue
-			case len(backlog) < backlogMax && size+it.size() <= backlogBytes:
-			case it.open != nil:
-				s.reject(it.open, ssh.ConnectionFailed, "too many channels while the bastion is starting")
-				continue
-			default:
-				// It cannot be refused before those that wait are.
-				s.r.Log.Warn("too many requests while the bastion is starting")
-				return backlog, Peer{}, true
-			}
-			if it.req != nil && it.req.Type == keepalive {
-				// Replies carry no id, so this one has to wait too: the client
-				// would take it for the one to its tcpip-forward. Anything that
-				// comes from us tells it that we are alive.
-				s.Conn.SendRequest(keepalive, false, nil)
-			}
-			unanswered = unanswered || it.req != nil && it.req.WantReply
-			size += it.size()
-			backlog = append(backlog, it)
-		}
-	}
-}
-
-// dismiss refuses what has waited and whatever else comes in, and closes the
-// connection after a while.
-func (s *side) dismiss(backlog []item, refusal func() string, after time.Duration) {
-	timer := time.AfterFunc(after, func() { s.Conn.Close() })
-	defer timer.Stop()
-	defer s.Conn.Close()
-	for items, ended := backlog, false; !ended; items, ended = s.next(nil, nil) {
-		for _, it := range items {
-			it.refuse(refusal())
-		}
-	}
-}
-
-// serve handles the backlog and then what comes in, in order, until the
-// connection has ended.
-func (s *side) serve(backlog []item) {
-	defer s.ended()
-	defer s.recover("connection")
-	for items, ended := backlog, false; !ended; items, ended = s.next(nil, nil) {
-		s.handle(items)
-	}
-}
-
-func (s *side) handle(items []item) {
-	for _, it := range items {
-		if it.open != nil {
-			s.open(it)
-		} else {
-			s.aside(func() { s.request(it.req) })
-		}
-	}
-}
-
-// aside runs what on a stack of its own, and waits. The goroutine that waits for
-// the next request does so for hours, on a stack that never shrinks below what
-// it has once needed.
-func (s *side) aside(what func()) {
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		defer s.recover("request")
-		what()
-	})
-	wg.Wait()
-}
-
-// request passes a global request on and its reply back.
-func (s *side) request(req *ssh.Request) {
+// write sends a packet to a peer, or adds it to the backlog of a bastion that is
+// starting.
+func (r *Relay) write(to *leg, packet []byte) {
 	switch {
-	case answeredHere(req):
-		return
-	case req.Type == noMoreSessions && s.toServer: // see note
-		req.Reply(true, nil)
-		return
+	case to.conn != nil:
+		to.conn.WritePacket(packet) // the reader gets the error, too
+	case r.refusal == "":
+		r.await(to, waiting{packet: append([]byte(nil), packet...)})
 	}
-	if why := policy.MayRequest(s.r.Permissions, req.Type, req.Payload); why != nil {
-		s.r.refused(Refusal{Kind: req.Type, FromClient: s.toServer, Payload: req.Payload, Channel: -1, Global: true, Code: ssh.Prohibited, Why: why.Error()})
-		req.Reply(false, nil)
-		return
-	}
-	if req.WantReply && !s.watching {
-		// While a reply is awaited from the far side, the end of this
-		// connection would go unnoticed. Most connections never forward such a
-		// request, and need no goroutine for it.
-		s.watching = true
-		s.r.loops.Go(func() {
-			s.Conn.Wait()
-			s.ended()
-		})
-	}
-	ok, payload, err := s.far.SendRequest(req.Type, req.WantReply, req.Payload)
-	ok = ok && err == nil
-	if s.r.Watch != nil {
-		if ok || !req.WantReply {
-			ok = s.r.Watch.Granted(req.Type, s.toServer, req.Payload, payload) == nil && ok
-		} else {
-			s.r.refused(Refusal{Kind: req.Type, FromClient: s.toServer, Payload: req.Payload, Channel: -1, Global: true, Code: ssh.Prohibited, ByFar: true})
-		}
-	}
-	req.Reply(ok, payload)
 }
 
-// answeredHere answers the requests that belong to one hop. OpenSSH's own
-// server answers keepalives with failure; any answer will do.
-func answeredHere(req *ssh.Request) bool {
-	switch req.Type {
-	case keepalive, "hostkeys-00@openssh.com", "hostkeys-prove-00@openssh.com":
-		req.Reply(false, nil)
-		return true
-	}
-	return false
+// A waiting message is a packet, or the opening of an early session.
+type waiting struct {
+	packet []byte
+	early  *channel
 }
 
-// open starts a channel to the far side, or refuses it. It returns at once: a
-// forward may take long to connect.
-func (s *side) open(it item) {
-	r, nc, kind := s.r, it.open, it.open.ChannelType()
-	if why := policy.MayOpenChannel(r.Permissions, kind, nc.ExtraData()); why != nil {
-		s.reject(nc, ssh.Prohibited, why.Error())
-		return
+// await adds a message to the backlog of a bastion that is starting. The caller has
+// called hasRoom.
+func (r *Relay) await(to *leg, w waiting) {
+	r.backlogBytes += len(w.packet) + messageOverhead
+	to.backlog = append(to.backlog, w)
+}
+
+// keep counts a copy of n bytes of a peer's message, which lasts until the message is
+// answered or its channel is freed. If the copies would exceed keptMax, it returns false
+// and does not count this one.
+func (r *Relay) keep(n int) bool {
+	if r.kept+n > keptMax {
+		return false
 	}
-	session := kind == "session"
+	r.kept += n
+	return true
+}
+
+// hasRoom reports whether n more bytes may wait for the bastion.
+func (r *Relay) hasRoom(to *leg, n int) bool {
+	return to.conn != nil || r.backlogBytes+n+messageOverhead <= backlogMax
+}
+
+// join sets the bastion's connection and sends the backlog. It returns false if the
+// client has disconnected.
+func (r *Relay) join(up Conn) bool {
 	r.mu.Lock()
-	switch {
-	case r.draining:
-		r.mu.Unlock()
-		s.reject(nc, ssh.ConnectionFailed, "connection is closing")
-		return
-	case session && it.late:
-		r.mu.Unlock()
-		s.reject(nc, ssh.Prohibited, "no more sessions were announced")
-		return
-	case session && r.sessions >= r.MaxSessions:
-		r.mu.Unlock()
-		s.reject(nc, ssh.ResourceShortage, "too many sessions on this connection")
-		return
-	case r.channels >= r.MaxChannels:
-		r.mu.Unlock()
-		s.reject(nc, ssh.ResourceShortage, "too many channels on this connection")
-		return
+	defer r.unlock()
+	if r.ending {
+		return false
 	}
-	r.channels++
-	number := r.opened
-	r.opened++
-	if session {
-		r.sessions++
+	r.bastion.conn = up
+	backlog := r.bastion.backlog
+	r.bastion.backlog, r.backlogBytes = nil, 0
+	for _, w := range backlog {
+		if w.early != nil {
+			r.openEarly(w.early)
+		} else {
+			up.WritePacket(w.packet)
+		}
 	}
-	r.wg.Add(1)
-	r.mu.Unlock()
-	go func() {
-		defer r.wg.Done()
-		defer func() {
-			r.mu.Lock()
-			r.channels--
-			if session {
-				r.sessions--
-			}
-			r.mu.Unlock()
-		}()
-		defer s.recover(kind)
-		s.bridge(nc, number)
-	}()
-}
-
-// recover keeps a panic from ending the process, and with it everybody else's
-// connections: it ends this connection instead.
-func (s *side) recover(what string) {
-	if p := recover(); p != nil {
-		s.r.Log.Error("panic", "in", what, "side", s.name, "panic", p, "stack", string(debug.Stack()))
-		s.Conn.Close()
-		s.far.Close()
-	}
+	up.Flush()
+	return true
 }

@@ -3,36 +3,31 @@ package relay
 import (
 	"errors"
 	"fmt"
-	"io"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
-	"time"
 
-	"golang.org/x/crypto/ssh"
+	"github.com/sallyport-ssh/sallyport/internal/sshmsg"
 )
 
-// A logWatcher writes down what it is told.
+// A logWatcher writes down the calls, and fails those of the kinds in fail.
 type logWatcher struct {
 	taps *Taps
-	fail map[string]error // by what it is told of
-
-	mu  sync.Mutex
-	log []string
+	fail map[string]error
+	log  []string
 }
 
 func (w *logWatcher) add(format string, args ...any) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.log = append(w.log, fmt.Sprintf(format, args...))
 }
 
-func (w *logWatcher) said() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return strings.Join(w.log, "; ")
+// want compares the calls so far.
+func (w *logWatcher) want(t *testing.T, calls ...string) {
+	t.Helper()
+	synctest.Wait()
+	if got, want := strings.Join(w.log, "\n"), strings.Join(calls, "\n"); got != want {
+		t.Errorf("the watcher was told\n%s\nwant\n%s", got, want)
+	}
 }
 
 func (w *logWatcher) Open(o Opening) (ChannelWatcher, error) {
@@ -52,253 +47,235 @@ func (w *logWatcher) Refused(r Refusal) {
 	w.add("refused %s %v channel %d global %v far %v %d %q", r.Kind, r.FromClient, r.Channel, r.Global, r.ByFar, r.Code, r.Why)
 }
 
-func (w *logWatcher) Request(kind string, fromClient bool, payload []byte) (*Taps, error) {
+func (w *logWatcher) Taps() *Taps { return w.taps }
+
+func (w *logWatcher) Request(kind string, fromClient bool, payload []byte) error {
 	w.add("request %s %v %q", kind, fromClient, payload)
-	if kind == "shell" {
-		return w.taps, w.fail[kind]
-	}
-	return nil, w.fail[kind]
+	return w.fail[kind]
 }
 
 func (w *logWatcher) Answered(kind string, fromClient bool, payload []byte, ok bool) {
-	w.add("answered %s %v", kind, ok)
+	w.add("answered %s %v %v", kind, fromClient, ok)
 }
 
 func (w *logWatcher) End(toBastion, toClient int64, lost bool) {
 	w.add("end %d %d %v", toBastion, toClient, lost)
 }
 
-// answer replies to all requests of a channel with ok.
-func (c channel) answer(ok bool) {
-	for req := range c.reqs {
-		req.Reply(ok, nil)
+func watched() (*Relay, *logWatcher) {
+	r, w := permitAll(), &logWatcher{fail: make(map[string]error)}
+	r.Watch = w
+	return r, w
+}
+
+// TestWatch follows a session with taps on both ways.
+func TestWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := watched()
+		w.taps = &Taps{
+			ToClient:  func(p []byte, stderr bool) error { w.add("shown %s %v", p, stderr); return nil },
+			ToBastion: func(p []byte, stderr bool) error { w.add("typed %s %v", p, stderr); return nil },
+		}
+		j := join(t, r)
+		defer j.end()
+		j.session()
+		j.bastion.send(data(0, "early"))
+		synctest.Wait()
+		j.client.send(request(0, "shell", true, ""), data(0, "input"))
+		synctest.Wait()
+		j.bastion.send(success(0), data(0, "output"), stderr(0, "error"), exitStatus(0, 3), closing(0))
+		synctest.Wait()
+		j.client.send(closing(0))
+		w.want(t, `open 0 session true`, `shown early false`, `request shell true ""`, `typed input false`, `answered shell true true`,
+			`shown output false`, `shown error true`, `request exit-status false "\x00\x00\x00\x03"`, `end 5 16 false`)
+	})
+}
+
+// TestWatchRefusals names each refusal and which side has refused.
+func TestWatchRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := watched()
+		r.Permissions.PTY = false
+		r.MaxSessions = 1
+		j := join(t, r)
+		defer j.end()
+		j.session()
+		j.client.send(request(0, "pty-req", true, pty), request(0, "exec", true, execTrue), open("session", 41, ""), open("other", 42, ""),
+			global("tcpip-forward", true, listenAt("", 1)), global("tcpip-forward", true, listenAt("", 2)))
+		synctest.Wait()
+		j.bastion.send(failure(0), openFailure(1, 1, "not there"), requestFailure, append(requestSuccess, 'p'))
+		w.want(t, `open 0 session true`,
+			`refused pty-req true channel 0 global false far false 1 "a terminal is not permitted for this key"`,
+			`request exec true "\x00\x00\x00\x04true"`,
+			`refused session true channel -1 global false far false 4 "too many sessions on this connection"`,
+			`answered exec true false`,
+			`refused other true channel -1 global false far true 1 "not there"`,
+			`refused tcpip-forward true channel -1 global true far true 1 ""`,
+			`granted tcpip-forward true "\x00\x00\x00\x00\x00\x00\x00\x02" "p"`)
+	})
+}
+
+// TestWatchForbids lets nothing happen that the watcher cannot write down, and tells
+// the user why.
+func TestWatchForbids(t *testing.T) {
+	why := errors.New("It cannot be written down.")
+	told := [][]byte{stderr(40, "\r\nIt cannot be written down.\r\n"), exitStatus(40, 255), eof(40), closing(40)}
+	t.Run("open", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r, w := watched()
+			w.fail["open"] = why
+			j := join(t, r)
+			defer j.end()
+			j.client.send(open("other", 40, ""))
+			j.bastion.got()
+			j.bastion.send(confirm(0, 70), data(0, "x"))
+			j.client.want("client", openFailure(40, sshmsg.ConnectFailed, why.Error()))
+			j.bastion.want("bastion", closing(70))
+			j.bastion.send(closing(0))
+			j.counts(0, 0, 0)
+		})
+	})
+	t.Run("global", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r, w := watched()
+			w.fail["odd@example.com"] = why
+			j := join(t, r)
+			defer j.end()
+			j.client.send(global("odd@example.com", true, ""), global("odd@example.com", false, ""))
+			j.bastion.want("bastion", global("odd@example.com", true, ""))
+			j.bastion.send(requestSuccess)
+			j.client.want("client", requestFailure)
+		})
+	})
+	t.Run("request", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r, w := watched()
+			w.fail["exec"] = why
+			j := join(t, r)
+			defer j.end()
+			j.session()
+			j.client.send(request(0, "exec", true, execTrue), data(0, "x"))
+			// A client that is told of a failure leaves before it has read why.
+			j.client.want("client", append([][]byte{success(40)}, told...)...)
+			j.bastion.want("bastion", closing(70))
+		})
+	})
+	t.Run("early request", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r, w := watched()
+			w.fail["exec"] = why
+			j := start(t, r)
+			defer j.end()
+			j.client.send(open("session", 40, ""))
+			j.client.got()
+			j.client.send(request(0, "exec", true, execTrue))
+			j.client.want("client", append([][]byte{success(40)}, told...)...)
+			j.arrive()
+			j.bastion.want("bastion")
+			w.want(t, `open 0 session true`, `request exec true "\x00\x00\x00\x04true"`, `end 0 0 false`)
+		})
+	})
+	t.Run("early open", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r, w := watched()
+			w.fail["open"] = why
+			j := start(t, r)
+			defer j.end()
+			j.client.send(open("session", 40, ""))
+			j.client.want("client", openFailure(40, sshmsg.ConnectFailed, why.Error()))
+			j.counts(0, 0, 0)
+		})
+	})
+}
+
+// TestTapFails ends a session that cannot be recorded any more: the user is told why,
+// and nothing passes from then on.
+func TestTapFails(t *testing.T) {
+	for _, by := range []string{"client", "bastion"} {
+		t.Run(by, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, w := watched()
+				fails := func(p []byte, _ bool) error {
+					if strings.Contains(string(p), "full") {
+						return errors.New("The disk is full.")
+					}
+					return nil
+				}
+				w.taps = &Taps{ToClient: fails, ToBastion: fails}
+				j := join(t, r)
+				defer j.end()
+				j.session()
+				j.bastion.send(data(0, "seen"))
+				j.client.want("client", data(40, "seen"))
+				from := j.client
+				if by == "bastion" {
+					from = j.bastion
+				}
+				from.send(data(0, "full"))
+				j.client.want("client", stderr(40, "\r\nThe disk is full.\r\n"), exitStatus(40, 255), eof(40), closing(40))
+				j.bastion.want("bastion", closing(70))
+				j.client.send(data(0, "rm -rf evidence\n"), request(0, "exec", true, execTrue), eof(0))
+				j.bastion.send(data(0, "unseen"), exitStatus(0, 0), closing(0))
+				j.client.want("client")
+				j.bastion.want("bastion")
+				j.client.send(closing(0))
+				j.counts(0, 0, 0)
+			})
+		})
 	}
 }
 
-// TestWatch: a session, from its opening to its end, with taps on both ways.
-func TestWatch(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		var shown, typed strings.Builder
-		watcher := &logWatcher{taps: &Taps{
-			ToClient: func(p []byte, stderr bool) error {
-				fmt.Fprintf(&shown, "%v:%s ", stderr, p)
-				return nil
-			},
-			ToBastion: func(p []byte, stderr bool) error {
-				fmt.Fprintf(&typed, "%v:%s ", stderr, p)
-				return nil
-			},
-		}}
-		r := permitAll()
-		r.Watch = watcher
-		w := join(t, r, inMemory)
-		near, far := w.open("session")
-		go far.answer(true)
-		far.Write([]byte("early"))
-		io.ReadFull(near, make([]byte, 5))
-		if ok, err := near.SendRequest("shell", true, nil); !ok || err != nil {
-			t.Fatal(ok, err)
-		}
-		near.Write([]byte("input"))
-		io.ReadFull(far, make([]byte, 5))
-		far.Write([]byte("output"))
-		io.ReadFull(near, make([]byte, 6))
-		far.Stderr().Write([]byte("error"))
-		io.ReadFull(near.Stderr(), make([]byte, 5))
-		far.SendRequest("exit-status", false, []byte{0, 0, 0, 3})
-		far.Close()
-		for range near.reqs {
-		}
-		synctest.Wait()
-		if shown.String() != "false:output true:error " || typed.String() != "false:input " {
-			t.Errorf("the taps saw %q and %q", shown.String(), typed.String())
-		}
-		want := `open 0 session true; request shell true ""; answered shell true; request exit-status false "\x00\x00\x00\x03"; end 5 16 false`
-		if got := watcher.said(); got != want {
-			t.Errorf("\n got %s\nwant %s", got, want)
-		}
-	})
-}
-
-// TestWatchRefusals: whoever refuses, it is told, and what by.
-func TestWatchRefusals(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		watcher := &logWatcher{}
-		r := permitAll()
-		r.Watch = watcher
-		r.Permissions.PTY = false
-		r.MaxSessions = 1
-		w := join(t, r, inMemory)
-		near, far := w.open("session")
-		go far.answer(false)
-		near.SendRequest("pty-req", true, nil)
-		near.SendRequest("exec", true, nil)
-		w.client.Conn.OpenChannel("session", nil)
-		go func() {
-			nc := <-w.bastion.Chans
-			nc.Reject(ssh.Prohibited, "not there")
-		}()
-		w.client.Conn.OpenChannel("direct-tcpip", nil)
-		go func() {
-			(<-w.bastion.Reqs).Reply(false, nil)
-			(<-w.bastion.Reqs).Reply(true, []byte("port"))
-		}()
-		w.client.Conn.SendRequest("tcpip-forward", true, []byte("one"))
-		w.client.Conn.SendRequest("tcpip-forward", true, []byte("two"))
-		synctest.Wait()
-		want := strings.Join([]string{
-			`open 0 session true`,
-			`refused pty-req true channel 0 global false far false 1 "a terminal is not permitted for this key"`,
-			`request exec true ""`, `answered exec false`,
-			`refused session true channel -1 global false far false 4 "too many sessions on this connection"`,
-			`refused direct-tcpip true channel -1 global false far true 1 "not there"`,
-			`refused tcpip-forward true channel -1 global true far true 1 ""`,
-			`granted tcpip-forward true "two" "port"`,
-		}, "; ")
-		if got := watcher.said(); got != want {
-			t.Errorf("\n got %s\nwant %s", got, want)
-		}
-	})
-}
-
-// TestWatchForbids: what cannot be written down does not happen, and the user is
-// told why.
-func TestWatchForbids(t *testing.T) {
-	why := errors.New("It cannot be written down.")
-	bubble(t, func(t *testing.T) {
-		r := permitAll()
-		r.Watch = &logWatcher{fail: map[string]error{"open": why}}
-		w := join(t, r, inMemory)
-		opened := make(chan error, 1)
-		go func() {
-			_, _, err := w.client.Conn.OpenChannel("direct-tcpip", nil)
-			opened <- err
-		}()
-		far, reqs, err := (<-w.bastion.Chans).Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		go ssh.DiscardRequests(reqs)
-		if n, err := far.Read(make([]byte, 1)); n != 0 || err == nil {
-			t.Error("the bastion's end goes on")
-		}
-		refused := (*ssh.OpenChannelError)(nil)
-		if err := <-opened; !errors.As(err, &refused) || refused.Message != why.Error() {
-			t.Errorf("the client reads %v", err)
-		}
-	})
-	for _, kind := range []string{"exec", "tap"} {
-		bubble(t, func(t *testing.T) {
-			watcher := &logWatcher{fail: map[string]error{kind: why}, taps: &Taps{
-				ToClient: func([]byte, bool) error { return why },
-			}}
-			r := permitAll()
-			r.Watch = watcher
-			w := join(t, r, inMemory)
-			near, far := w.open("session")
-			var asked []string
-			var asking sync.WaitGroup
-			asking.Go(func() {
-				for req := range far.reqs {
-					asked = append(asked, req.Type)
-					req.Reply(true, nil)
+// TestTapFailsUnread is the same while the client reads nothing and its window is used
+// up.
+func TestTapFailsUnread(t *testing.T) {
+	for _, then := range []string{"reads on", "closes"} {
+		t.Run(then, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, w := watched()
+				var full error
+				w.taps = &Taps{ToClient: func([]byte, bool) error { return full }}
+				j := join(t, r)
+				defer j.end()
+				j.session()
+				j.bastion.send(data(0, strings.Repeat("x", 500)), data(0, strings.Repeat("x", 500)), data(0, ""))
+				j.client.got()
+				full = errors.New("full")
+				j.bastion.send(data(0, ""))
+				j.bastion.want("bastion", closing(70))
+				j.client.want("client") // its window is used up
+				j.client.send(data(0, "rm -rf evidence\n"))
+				j.bastion.send(exitStatus(0, 0), closing(0))
+				j.bastion.want("bastion")
+				if then == "closes" {
+					j.client.send(closing(0))
+					j.client.want("client", exitStatus(40, 255), eof(40), closing(40))
+				} else {
+					j.client.send(adjust(0, 5))
+					j.client.want("client", stderr(40, "\r\nful"))
+					j.client.send(adjust(0, 500))
+					j.client.want("client", stderr(40, "l\r\n"), exitStatus(40, 255), eof(40), closing(40))
+					j.client.send(closing(0))
 				}
-				far.Close()
+				j.counts(0, 0, 0)
 			})
-			if kind == "tap" {
-				near.SendRequest("shell", true, nil)
-				far.Write([]byte("nobody sees this"))
-			} else if ok, _ := near.SendRequest("exec", true, nil); !ok {
-				t.Error("a client that is told of a failure does not read why")
-			}
-			exited := make(chan string, 2)
-			go func() {
-				for req := range near.reqs {
-					exited <- fmt.Sprintf("%s %q", req.Type, req.Payload)
-				}
-				close(exited)
-			}()
-			text, _ := io.ReadAll(near.Stderr())
-			if out, _ := io.ReadAll(near); string(text) != "\r\n"+why.Error()+"\r\n" || len(out) > 0 {
-				t.Errorf("%s: the client reads %q and %q", kind, text, out)
-			}
-			if got := <-exited; got != `exit-status "\x00\x00\x00\xff"` {
-				t.Errorf("%s: it ends with %s", kind, got)
-			}
-			asking.Wait()
-			if kind == "exec" && len(asked) > 0 {
-				t.Errorf("the bastion was asked to %v", asked)
-			}
 		})
 	}
 }
 
 // TestWatchLost tells a bastion that has gone from a client that has.
 func TestWatchLost(t *testing.T) {
-	for _, who := range []string{"client", "bastion"} {
-		bubble(t, func(t *testing.T) {
-			watcher := &logWatcher{}
-			r := permitAll()
-			r.Watch = watcher
-			w := join(t, r, inMemory)
-			w.open("session")
-			if who == "client" {
-				w.client.Conn.Close()
+	for _, gone := range []string{"client", "bastion"} {
+		synctest.Test(t, func(t *testing.T) {
+			r, w := watched()
+			j := join(t, r)
+			j.session()
+			if gone == "client" {
+				j.client.hangUp()
 			} else {
-				w.bastion.Conn.Close()
+				j.bastion.hangUp()
 			}
-			<-w.done
-			if got, want := watcher.said(), fmt.Sprintf("open 0 session true; end 0 0 %v", who == "bastion"); got != want {
-				t.Errorf("%s left: %s, want %s", who, got, want)
-			}
+			<-j.done
+			w.want(t, `open 0 session true`, fmt.Sprintf("end 0 0 %v", gone == "bastion"))
 		})
 	}
-}
-
-// TestTapFails: once a session cannot be recorded any more, nothing passes, though
-// the client reads nothing and cannot be told.
-func TestTapFails(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		var full atomic.Bool
-		var seen atomic.Int64
-		r := permitAll()
-		r.Watch = &logWatcher{taps: &Taps{ToClient: func(p []byte, _ bool) error {
-			if full.Load() {
-				return errors.New("cannot be recorded")
-			}
-			seen.Add(int64(len(p)))
-			return nil
-		}}}
-		w := join(t, r, inMemory)
-		near, far := w.open("session")
-		go far.answer(true)
-		go ssh.DiscardRequests(near.reqs)
-		near.SendRequest("shell", true, nil)
-		go far.Write(make([]byte, 3<<20)) // more than the client's window
-		synctest.Wait()
-		var typed atomic.Int64
-		ended := make(chan struct{})
-		go func() {
-			n, _ := io.Copy(io.Discard, far)
-			typed.Store(n)
-			close(ended)
-		}()
-		full.Store(true)
-		go far.Stderr().Write([]byte("more"))
-		synctest.Wait()
-		near.Write([]byte("rm -rf evidence\n"))
-		time.Sleep(farewell)
-		synctest.Wait()
-		select {
-		case <-ended:
-			if n := typed.Load(); n > 0 {
-				t.Errorf("%d bytes that were typed have passed", n)
-			}
-		default:
-			t.Error("the bastion's end is still open")
-		}
-		if n, _ := io.Copy(io.Discard, near); n > seen.Load() {
-			t.Errorf("%d bytes have been shown, and %d seen", n, seen.Load())
-		}
-	})
 }

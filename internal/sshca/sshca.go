@@ -1,24 +1,26 @@
-// Package sshca makes and reads the short certificates with which gateways log
-// in to bastions (PROTOCOL.certkeys of OpenSSH).
+// Package sshca signs and verifies the short-lived certificates with which gateways log in
+// to bastions and, see peer.go, to each other's consoles (OpenSSH, PROTOCOL.certkeys).
 //
-// A gateway holds the fleet key, an ordinary SSH private key. For every
-// connection it makes a fresh Ed25519 key and signs a certificate for it that
-// names one bastion (the principal), lives for [Lifetime], and carries what the
-// user may do there. A bastion knows the fleet's public key and its own
-// principal, and nothing that is secret.
+// A gateway holds the fleet key, an SSH private key that is a certificate authority. For
+// every connection the gateway generates an Ed25519 key and signs a certificate for it.
+// The certificate is valid for one bastion (the principal) and for [Lifetime], and carries
+// the user's permissions. A bastion needs the public fleet key and its own principal;
+// neither is a secret.
 //
-// The standard options and extensions mean what they mean to sshd, so a stock
-// sshd with TrustedUserCAKeys serves as a bastion too. Restrictions sshd does
-// not know are critical options, which make it refuse rather than ignore them.
+// The standard options and extensions mean the same as to sshd, so an sshd with
+// TrustedUserCAKeys can serve as a bastion. Restrictions that sshd does not have are
+// critical options, so sshd rejects the certificate instead of ignoring them.
 package sshca
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,42 +29,52 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 )
 
-// Lifetime is how long a login certificate is good for. It bounds what a stolen
-// one is worth, and how far the clocks of gateway and bastion may be apart.
+// Lifetime is the validity of a login certificate. It bounds the use of a stolen
+// certificate, and how far a bastion's clock may be ahead of the gateway's.
 const Lifetime = 2 * time.Minute
 
-// skew is how far back a certificate is dated, for bastions whose clock is slow.
+// skew is how far a bastion's clock may be behind the gateway's: the validity of a
+// certificate begins so long before it is signed.
 const skew = time.Minute
 
-// Names of our own options and extensions. Critical options restrict: who does
-// not know them must refuse (PROTOCOL.certkeys). Extensions only inform.
+// Names of our own options and extensions. A server that does not know a critical option
+// must reject the certificate, and ignores an extension that it does not know
+// (PROTOCOL.certkeys). So restrictions are critical options.
 const (
 	optPermitOpen   = "permit-open@sallyport"
 	optPermitListen = "permit-listen@sallyport"
-	optDestinations = "destinations@sallyport" // of the roles
-	optListen       = "listen@sallyport"       // of the roles
+	optDestinations = "destinations@sallyport" // from the roles
+	optListen       = "listen@sallyport"       // from the roles
 	optNoShell      = "no-shell@sallyport"
 	optNoExec       = "no-exec@sallyport"
 	optNoSFTP       = "no-sftp@sallyport"
 	optRequirePTY   = "require-pty@sallyport"
-	extRoles        = "roles@sallyport" // to be named in refusals
+	extRoles        = "roles@sallyport" // for messages about denied forwards
 	extEnvironment  = "environment@sallyport"
 	extConnection   = "connection@sallyport" // SSH_CONNECTION's four fields
 )
 
-// criticalOptions lists what a bastion enforces, for [ssh.CertChecker].
+// criticalOptions are the critical options that a bastion enforces.
 var criticalOptions = []string{
-	"force-command", "source-address", optPermitOpen, optPermitListen, optDestinations, optListen, optNoShell, optNoExec, optNoSFTP,
+	"force-command", optPermitOpen, optPermitListen, optDestinations, optListen, optNoShell, optNoExec, optNoSFTP,
 	optRequirePTY,
 }
 
-// Sign makes a key and a certificate for one login of id to the bastion called
-// principal, and returns them as one signer. It never blocks. The key exists
-// in memory only.
+// Sign generates a key and signs a certificate for one login of id to the bastion with
+// that principal. It returns both as one signer. The key exists in memory only.
 func Sign(fleet ssh.Signer, id identity.Identity, principal string, now time.Time) (ssh.Signer, error) {
 	if principal == "" {
-		return nil, errors.New("a login certificate needs a principal: without one it would fit every bastion")
+		return nil, errors.New("a login certificate without a principal would be valid for every bastion")
 	}
+	signer, err := sign(fleet, id.User+"/"+id.ConnID, principal, permissions(id), now)
+	if err != nil {
+		return nil, fmt.Errorf("signing a login certificate for %s: %w", id.User, err)
+	}
+	return signer, nil
+}
+
+// sign generates a key, and signs a certificate for it that is valid for [Lifetime].
+func sign(fleet ssh.Signer, keyID, principal string, p ssh.Permissions, now time.Time) (ssh.Signer, error) {
 	pub, priv, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, err
@@ -81,16 +93,40 @@ func Sign(fleet ssh.Signer, id identity.Identity, principal string, now time.Tim
 		Key:             key,
 		Serial:          binary.BigEndian.Uint64(serial[:]),
 		CertType:        ssh.UserCert,
-		KeyId:           id.User + "/" + id.ConnID,
+		KeyId:           keyID,
 		ValidPrincipals: []string{principal},
 		ValidAfter:      uint64(now.Add(-skew).Unix()),
 		ValidBefore:     uint64(now.Add(Lifetime).Unix()),
-		Permissions:     permissions(id),
+		Permissions:     p,
 	}
 	if err := cert.SignCert(rand.Reader, fleet); err != nil {
-		return nil, fmt.Errorf("signing a login certificate for %s: %w", id.User, err)
+		return nil, err
 	}
 	return ssh.NewCertSigner(cert, signer)
+}
+
+// FormatKeys writes public keys as lines of an authorized_keys file, for
+// [ParseKeys].
+func FormatKeys(keys []ssh.PublicKey) string {
+	var lines []string
+	for _, key := range keys {
+		lines = append(lines, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// ParseKeys reads the public keys of a fleet's certificate authority: one or more lines of
+// an authorized_keys file. A line without a key is an error.
+func ParseKeys(text string) ([]ssh.PublicKey, error) {
+	var keys []ssh.PublicKey
+	for rest := []byte(strings.TrimSpace(text)); len(rest) > 0 || keys == nil; {
+		key, _, _, more, err := ssh.ParseAuthorizedKey(rest)
+		if err != nil {
+			return nil, err
+		}
+		keys, rest = append(keys, key), bytes.TrimSpace(more)
+	}
+	return keys, nil
 }
 
 func permissions(id identity.Identity) ssh.Permissions {
@@ -126,7 +162,7 @@ func permissions(id identity.Identity) ssh.Permissions {
 		out.Extensions[extRoles] = strings.Join(p.Roles, ",")
 	}
 	if len(p.Environment) > 0 {
-		// NUL separates: it can be in no environment variable.
+		// Separated by NUL, which no environment variable can contain.
 		out.Extensions[extEnvironment] = strings.Join(p.Environment, "\x00")
 	}
 	if id.Client.IsValid() && id.Server.IsValid() {
@@ -136,52 +172,72 @@ func permissions(id identity.Identity) ssh.Permissions {
 	return out
 }
 
-// A Verifier accepts the logins that a fleet's gateways make to one bastion.
+// A Verifier verifies the certificates of logins to one bastion.
 type Verifier struct {
-	// Fleet is the public key of the fleet's certificate authority.
-	Fleet ssh.PublicKey
+	// Fleet are the public keys of the fleet's certificate authority: one, or several
+	// while the key is rotated.
+	Fleet []ssh.PublicKey
 	// Principal is this bastion's name. It must not be empty.
 	Principal string
-	// Now, if not nil, stands in for time.Now.
+	// Now returns the time; nil means time.Now.
 	Now func() time.Time
 }
 
-// Verify checks that key is a certificate for a login to this bastion, and
-// returns what it says, which is not the user's own key. It does not check the source-address option:
-// golang.org/x/crypto/ssh does that for permissions it is handed. The caller
-// must also have the signature made with key verified, as package ssh does.
+// Verify checks that key is a certificate for a login to this bastion, and returns the
+// identity in it. The identity's Key is not set. A certificate with a source-address
+// option is rejected, as with every critical option that a bastion does not enforce.
+//
+// The caller must verify that the client has signed with key.
 func (v Verifier) Verify(key ssh.PublicKey) (identity.Identity, error) {
-	cert, ok := key.(*ssh.Certificate)
-	if !ok {
-		return identity.Identity{}, errors.New("a bastion is entered with a certificate of the fleet, not with a plain key")
-	}
-	if cert.CertType != ssh.UserCert {
-		return identity.Identity{}, errors.New("not a user certificate")
-	}
-	// CheckCert takes a certificate without principals for one that fits all.
-	if v.Principal == "" || len(cert.ValidPrincipals) == 0 {
-		return identity.Identity{}, errors.New("certificate without principals")
-	}
-	if string(cert.SignatureKey.Marshal()) != string(v.Fleet.Marshal()) {
-		return identity.Identity{}, errors.New("certificate signed by a key that is not the fleet's")
-	}
-	checker := ssh.CertChecker{SupportedCriticalOptions: criticalOptions, Clock: v.Now}
-	if err := checker.CheckCert(v.Principal, cert); err != nil {
+	cert, err := v.check(key, criticalOptions)
+	if err != nil {
 		return identity.Identity{}, err
 	}
 	return read(cert)
 }
 
-func read(cert *ssh.Certificate) (identity.Identity, error) {
-	user, conn, ok := strings.Cut(cert.KeyId, "/")
+// check verifies a certificate of the fleet for v.Principal, whose critical options are
+// all among supported.
+func (v Verifier) check(key ssh.PublicKey, supported []string) (*ssh.Certificate, error) {
+	cert, ok := key.(*ssh.Certificate)
+	if !ok {
+		return nil, errors.New("a plain key, not a certificate of the fleet")
+	}
+	if cert.CertType != ssh.UserCert {
+		return nil, errors.New("a host certificate, not a user certificate")
+	}
+	if v.Principal == "" || len(cert.ValidPrincipals) == 0 {
+		return nil, errors.New("a certificate without principals")
+	}
+	if !slices.ContainsFunc(v.Fleet, func(k ssh.PublicKey) bool { return bytes.Equal(cert.SignatureKey.Marshal(), k.Marshal()) }) {
+		return nil, errors.New("a certificate that the fleet key has not signed")
+	}
+	checker := ssh.CertChecker{SupportedCriticalOptions: supported, Clock: v.Now}
+	if err := checker.CheckCert(v.Principal, cert); err != nil {
+		return nil, err
+	}
+	return cert, nil
+}
+
+// parseKeyID reads a key id of the form USER/CONNECTION.
+func parseKeyID(text string) (user, conn string, err error) {
+	user, conn, ok := strings.Cut(text, "/")
 	if !ok || user == "" {
-		return identity.Identity{}, fmt.Errorf("key id %q is not USER/CONNECTION", cert.KeyId)
+		return "", "", fmt.Errorf("the key id %q is not USER/CONNECTION", text)
+	}
+	return user, conn, nil
+}
+
+func read(cert *ssh.Certificate) (identity.Identity, error) {
+	user, conn, err := parseKeyID(cert.KeyId)
+	if err != nil {
+		return identity.Identity{}, err
 	}
 	has := func(name string) bool { _, ok := cert.Extensions[name]; return ok }
 	denied := func(name string) bool { _, ok := cert.CriticalOptions[name]; return ok }
 	list := func(name string) []string {
 		if s, ok := cert.CriticalOptions[name]; ok && s == "" {
-			return []string{"none"} // a list that is there limits
+			return []string{"none"} // an empty list permits nothing
 		}
 		return split(cert.CriticalOptions[name], ",")
 	}
@@ -226,7 +282,7 @@ func split(s, sep string) []string {
 func parseConnection(s string) (client, server netip.AddrPort, err error) {
 	f := strings.Fields(s)
 	if len(f) != 4 {
-		return client, server, fmt.Errorf("%s: %q has not four fields", extConnection, s)
+		return client, server, fmt.Errorf("%s: %q does not have four fields", extConnection, s)
 	}
 	parse := func(addr, port string) (netip.AddrPort, error) {
 		a, err := netip.ParseAddr(addr)

@@ -1,8 +1,8 @@
 package sshca
 
 import (
+	"bytes"
 	"crypto/ed25519"
-	"crypto/rand"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -12,45 +12,32 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
 const bastion = "task-1"
 
-func newKey(t testing.TB) ssh.Signer {
-	t.Helper()
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := ssh.NewSignerFromSigner(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signer
-}
-
-// gatewayOnly are the permissions that the bastion has no use for, and is not
-// told.
+// gatewayOnly are the permissions that only the gateway enforces. Certificates do not carry
+// them.
 var gatewayOnly = map[string]bool{"Record": true, "Limits": true, "Admin": true}
 
-// TestPermissionsArrive wants every permission that a bastion enforces to reach
-// it, each on its own and all together. A restriction that is left out here would
-// be one that only the gateway knows.
-func TestPermissionsArrive(t *testing.T) {
-	fleet := newKey(t)
-	arrives := func(t *testing.T, p identity.Permissions) {
+// TestPermissions signs a certificate for each permission that a bastion enforces, and for
+// all of them together. Verify must return the same permissions.
+func TestPermissions(t *testing.T) {
+	fleet := sshtest.NewKey(t)
+	roundTrip := func(t *testing.T, p identity.Permissions) {
 		t.Helper()
 		id := identity.Identity{User: "alice", ConnID: "c1", Permissions: p}
 		signer, err := Sign(fleet, id, bastion, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := Verifier{Fleet: fleet.PublicKey(), Principal: bastion}.Verify(signer.PublicKey())
+		got, err := Verifier{Fleet: []ssh.PublicKey{fleet.PublicKey()}, Principal: bastion}.Verify(signer.PublicKey())
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !reflect.DeepEqual(got.Permissions, p) {
-			t.Errorf("of\n%+v there arrives\n%+v", p, got.Permissions)
+			t.Errorf("signed\n%+v\nverified\n%+v", p, got.Permissions)
 		}
 	}
 	all := identity.Permissions{}
@@ -71,20 +58,20 @@ func TestPermissionsArrive(t *testing.T) {
 				case []string:
 					field.Set(reflect.ValueOf([]string{"one", "two=2", "[::1]:22"}))
 				default:
-					t.Fatalf("a field of type %s: say here whether it is the bastion's", field.Type())
+					t.Fatalf("a permission of type %s: add it to gatewayOnly, or to this test", field.Type())
 				}
 			}
-			arrives(t, one)
+			roundTrip(t, one)
 		})
 	}
-	arrives(t, all)
-	arrives(t, identity.Permissions{})
-	arrives(t, identity.AllowAll())
-	arrives(t, identity.Permissions{Destinations: []string{"none"}, Listen: []string{"none"}, PermitOpen: []string{"none"}, PermitListen: []string{"none"}})
+	roundTrip(t, all)
+	roundTrip(t, identity.Permissions{})
+	roundTrip(t, identity.AllowAll())
+	roundTrip(t, identity.Permissions{Destinations: []string{"none"}, Listen: []string{"none"}, PermitOpen: []string{"none"}, PermitListen: []string{"none"}})
 }
 
-func TestIdentityArrives(t *testing.T) {
-	fleet := newKey(t)
+func TestIdentity(t *testing.T) {
+	fleet := sshtest.NewKey(t)
 	for _, want := range []identity.Identity{
 		{User: "alice", ConnID: "c1"},
 		{User: "alice", ConnID: "c/2"},
@@ -95,15 +82,15 @@ func TestIdentityArrives(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := Verifier{Fleet: fleet.PublicKey(), Principal: bastion}.Verify(signer.PublicKey())
+		got, err := Verifier{Fleet: []ssh.PublicKey{fleet.PublicKey()}, Principal: bastion}.Verify(signer.PublicKey())
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("got %+v, %v; want %+v", got, err, want)
 		}
 	}
 }
 
-func TestVerifyRefuses(t *testing.T) {
-	fleet, other := newKey(t), newKey(t)
+func TestVerifyRejects(t *testing.T) {
+	fleet, other := sshtest.NewKey(t), sshtest.NewKey(t)
 	now := time.Now()
 	tests := []struct {
 		name   string
@@ -112,15 +99,15 @@ func TestVerifyRefuses(t *testing.T) {
 		later  time.Duration
 		want   string // in the error
 	}{
-		{name: "nothing", want: ""},
-		{name: "another fleet", signer: other, want: "not the fleet's"},
+		{name: "unchanged", want: ""},
+		{name: "another fleet", signer: other, want: "has not signed"},
 		{name: "another bastion", change: func(c *ssh.Certificate) { c.ValidPrincipals = []string{"task-2"} }, want: "principal"},
 		{name: "no principal", change: func(c *ssh.Certificate) { c.ValidPrincipals = nil }, want: "without principals"},
-		{name: "a host's", change: func(c *ssh.Certificate) { c.CertType = ssh.HostCert }, want: "not a user certificate"},
-		{name: "an option nobody knows", change: func(c *ssh.Certificate) { c.CriticalOptions["new-restriction@example.com"] = "" }, want: "unsupported critical option"},
-		{name: "no connection", change: func(c *ssh.Certificate) { c.KeyId = "alice" }, want: "USER/CONNECTION"},
-		{name: "nobody", change: func(c *ssh.Certificate) { c.KeyId = "/c1" }, want: "USER/CONNECTION"},
-		{name: "a broken connection", change: func(c *ssh.Certificate) { c.Extensions[extConnection] = "1.2.3.4 x 5 6" }, want: "invalid port"},
+		{name: "a host certificate", change: func(c *ssh.Certificate) { c.CertType = ssh.HostCert }, want: "not a user certificate"},
+		{name: "an unknown critical option", change: func(c *ssh.Certificate) { c.CriticalOptions["new-restriction@example.com"] = "" }, want: "unsupported critical option"},
+		{name: "a key id without a connection", change: func(c *ssh.Certificate) { c.KeyId = "alice" }, want: "USER/CONNECTION"},
+		{name: "a key id without a user", change: func(c *ssh.Certificate) { c.KeyId = "/c1" }, want: "USER/CONNECTION"},
+		{name: "a malformed connection", change: func(c *ssh.Certificate) { c.Extensions[extConnection] = "1.2.3.4 x 5 6" }, want: "invalid port"},
 		{name: "late", later: Lifetime + time.Second, want: "expired"},
 		{name: "early", later: -skew - time.Minute, want: "not yet valid"},
 	}
@@ -137,10 +124,8 @@ func TestVerifyRefuses(t *testing.T) {
 			if tt.signer == nil {
 				tt.signer = fleet
 			}
-			if err := cert.SignCert(rand.Reader, tt.signer); err != nil {
-				t.Fatal(err)
-			}
-			_, err = Verifier{Fleet: fleet.PublicKey(), Principal: bastion, Now: func() time.Time { return now.Add(tt.later) }}.Verify(&cert)
+			sshtest.SignCert(t, &cert, tt.signer)
+			_, err = Verifier{Fleet: []ssh.PublicKey{fleet.PublicKey()}, Principal: bastion, Now: func() time.Time { return now.Add(tt.later) }}.Verify(&cert)
 			switch {
 			case tt.want == "" && err != nil:
 				t.Error(err)
@@ -149,11 +134,11 @@ func TestVerifyRefuses(t *testing.T) {
 			}
 		})
 	}
-	if _, err := (Verifier{Fleet: fleet.PublicKey(), Principal: bastion}).Verify(fleet.PublicKey()); err == nil {
-		t.Error("a plain key gets in")
+	if _, err := (Verifier{Fleet: []ssh.PublicKey{fleet.PublicKey()}, Principal: bastion}).Verify(fleet.PublicKey()); err == nil {
+		t.Error("a plain key was accepted")
 	}
 	if _, err := Sign(fleet, identity.Identity{User: "alice"}, "", now); err == nil {
-		t.Error("a certificate for every bastion is signed")
+		t.Error("signed a certificate without a principal")
 	}
 }
 
@@ -174,7 +159,7 @@ func FuzzRead(f *testing.F) {
 			t.Errorf("%q, %q: %+v", keyID, connection, id)
 		}
 		if len(id.Permissions.Destinations) == 0 {
-			t.Errorf("a limit of %q has become none", destinations)
+			t.Errorf("destinations %q do not restrict", destinations)
 		}
 	})
 }
@@ -186,3 +171,16 @@ var fuzzKey = func() ssh.PublicKey {
 	}
 	return key
 }()
+
+func TestKeys(t *testing.T) {
+	one, two := sshtest.NewKey(t).PublicKey(), sshtest.NewKey(t).PublicKey()
+	keys, err := ParseKeys(FormatKeys([]ssh.PublicKey{one, two}) + "\n")
+	if err != nil || len(keys) != 2 || !bytes.Equal(keys[0].Marshal(), one.Marshal()) || !bytes.Equal(keys[1].Marshal(), two.Marshal()) {
+		t.Errorf("got %v, %v", keys, err)
+	}
+	for _, text := range []string{"", "\n", "nonsense", FormatKeys([]ssh.PublicKey{one}) + "\nnonsense"} {
+		if keys, err := ParseKeys(text); err == nil {
+			t.Errorf("%q: %v", text, keys)
+		}
+	}
+}

@@ -1,4 +1,3 @@
-// Package sshtest is for tests only.
 package sshtest
 
 import (
@@ -7,17 +6,37 @@ import (
 	"net"
 	"os"
 	"sync"
+	"testing"
 	"time"
 )
 
-// room is how much one direction holds before writes wait.
-const room = 256 << 10
+// pipeBuffer is how many bytes one direction holds before writes block.
+const pipeBuffer = 256 << 10
 
-// Pipe is [net.Pipe] with room to write, since both ends of an SSH connection
-// begin by writing. It works under synctest: time in it is that of the bubble.
+// Pipe is [net.Pipe] with a buffer in each direction: both ends of an SSH connection
+// begin by writing. It works in a synctest bubble and uses the clock of the bubble.
 func Pipe() (net.Conn, net.Conn) {
 	a, b := newBuffer(), newBuffer()
 	return &pipeEnd{in: a, out: b}, &pipeEnd{in: b, out: a}
+}
+
+// TCPPipe returns both ends of a TCP connection on the loopback interface. They are
+// closed at the end of the test.
+func TCPPipe(t testing.TB) (client, server net.Conn) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if client, err = net.Dial("tcp", ln.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if server, err = ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close(); server.Close() })
+	return client, server
 }
 
 type buffer struct {
@@ -58,7 +77,7 @@ func (p *pipeEnd) Write(data []byte) (int, error) {
 	b := p.out
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for b.data.Len() > room && !b.closed {
+	for b.data.Len() > pipeBuffer && !b.closed {
 		b.changed.Wait()
 	}
 	if b.closed {
@@ -79,7 +98,7 @@ func (p *pipeEnd) Close() error {
 	return nil
 }
 
-// SetDeadline works for reads, and for deadlines in the future.
+// SetDeadline sets the deadline of reads only. It must be in the future, or zero.
 func (p *pipeEnd) SetDeadline(when time.Time) error {
 	b := p.in
 	b.mu.Lock()
@@ -108,3 +127,43 @@ type pipeAddr struct{}
 
 func (pipeAddr) Network() string { return "pipe" }
 func (pipeAddr) String() string  { return "pipe" }
+
+// A Listener accepts connections in memory. It works in a synctest bubble.
+type Listener struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+// NewListener returns a listener for [Listener.Dial].
+func NewListener() *Listener {
+	return &Listener{conns: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+// Dial returns the client's end of a [Pipe] when the other end has been accepted. If
+// the listener is closed, the error is [net.ErrClosed].
+func (l *Listener) Dial() (net.Conn, error) {
+	client, server := Pipe()
+	select {
+	case l.conns <- server:
+		return client, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Accept implements [net.Listener].
+func (l *Listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements [net.Listener]. It may be called more than once.
+func (l *Listener) Close() error { l.once.Do(func() { close(l.closed) }); return nil }
+
+// Addr implements [net.Listener].
+func (l *Listener) Addr() net.Addr { return pipeAddr{} }

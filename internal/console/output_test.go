@@ -1,0 +1,28 @@
+package console
+
+import (
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+func TestWrap(t *testing.T) {
+	word := strings.Repeat("x", 30)
+	for _, tt := range []struct{ in, want string }{
+		{"short\n", "short\n"},
+		{"trailing  \n\nblank\n", "trailing\n\nblank\n"},
+		{word + "  " + word + "  " + word + "\n", word + "  " + word + "\n    " + word + "\n"},
+		{strings.Repeat("y", 200) + "\n", strings.Repeat("y", 80) + "\n    " + strings.Repeat("y", 76) + "\n    " + strings.Repeat("y", 44) + "\n"},
+		{strings.Repeat("ä", 80) + "\n", strings.Repeat("ä", 80) + "\n"},
+	} {
+		got := wrap(tt.in)
+		if got != tt.want {
+			t.Errorf("%q\n got %q\nwant %q", tt.in, got, tt.want)
+		}
+		for line := range strings.Lines(got) {
+			if utf8.RuneCountInString(line) > tableWidth+1 {
+				t.Errorf("%q is too wide", line)
+			}
+		}
+	}
+}

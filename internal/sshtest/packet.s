@@ -1,1 +1,0 @@
-// For functions without a body; see packet.go.
