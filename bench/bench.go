@@ -19,11 +19,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// users is how many people the gateway of the memory and idle sections serves,
-// each with a bastion.
+// users is the number of users, each with a bastion, in the memory and idle
+// sections.
 const users = 20
 
-// A bench is the two servers under test and what is needed to reach them.
+// A bench has the two servers under test, and the keys and addresses to reach them.
 type bench struct {
 	settings
 	log     *slog.Logger
@@ -31,9 +31,10 @@ type bench struct {
 	keep    bool
 	gateway server
 	sshd    server
+	sshdGCM server // the same sshd, to a client that offers only the gateway's first cipher
 	binary  string // the gateway; the agent is beside it
-	peer    string // address of the source and sink, see peer.go
-	key     string // file with the private key that logs in everywhere
+	peer    string // address of the source and sink, see servePeer
+	key     string // file with the private key of every login
 	started []*process
 }
 
@@ -45,18 +46,19 @@ type server struct {
 	pid  int
 }
 
-// A process is a child of this one.
+// A process is a child of this process.
 type process struct {
 	name string
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended and been waited for
+	done chan struct{} // closed after the process has ended and was waited for
 }
 
 // start builds the commands, and starts both servers and the peer. The caller
 // must close the bench.
 func start(ctx context.Context, dir, gateway, env string, set settings, log *slog.Logger) (b *bench, err error) {
-	// Agents outlive the gateway that started them. As their subreaper this
-	// process inherits them then, and can end them by pid (prctl(2)).
+	// Agents outlive the gateway that started them. This process is their
+	// subreaper, so that it becomes their parent and can kill them by pid
+	// (prctl(2)).
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("becoming a subreaper: %w", err)
 	}
@@ -96,6 +98,7 @@ func start(ctx context.Context, dir, gateway, env string, set settings, log *slo
 	}
 	b.sshd = server{name: "sshd", user: me.Username}
 	b.gateway = server{name: "gateway", user: userName(0)}
+	b.sshdGCM = server{name: "sshd-gcm", user: me.Username}
 	for _, s := range []*server{&b.sshd, &b.gateway} {
 		if s.addr, err = freeAddr(); err != nil {
 			return nil, err
@@ -107,6 +110,7 @@ func start(ctx context.Context, dir, gateway, env string, set settings, log *slo
 	if err := b.startSSHD(); err != nil {
 		return nil, err
 	}
+	b.sshdGCM.addr, b.sshdGCM.pid = b.sshd.addr, b.sshd.pid
 	if err := b.startGateway(gateway, env, me.Username); err != nil {
 		return nil, err
 	}
@@ -117,7 +121,7 @@ func start(ctx context.Context, dir, gateway, env string, set settings, log *slo
 		if err := awaitSSH(ctx, s.addr); err != nil {
 			return nil, fmt.Errorf("%s did not start: %w\n%s", s.name, err, b.logOf(s.name))
 		}
-		// The first login starts the bastion and must not count.
+		// The first login starts the bastion, so it is not measured.
 		if out, err := b.ssh(ctx, s, "true").CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("first login to %s: %w\n%s%s", s.name, err, out, b.logOf(s.name))
 		}
@@ -125,8 +129,8 @@ func start(ctx context.Context, dir, gateway, env string, set settings, log *slo
 	return b, nil
 }
 
-// close ends everything that was started, and whatever that started, and
-// removes the temporary folder.
+// close kills all started processes and their descendants, and removes the
+// temporary folder.
 func (b *bench) close() error {
 	for _, p := range b.started {
 		p.cmd.Process.Signal(syscall.SIGTERM)
@@ -139,10 +143,11 @@ func (b *bench) close() error {
 			<-p.done
 		}
 	}
-	// What is left are orphans: bastions, their sessions, sshd's sessions.
+	// The remaining processes are orphans: bastions, their sessions, sshd's
+	// sessions.
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-			for { // reap those that have become ours
+			for { // reap orphans that have become children
 				if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); pid <= 0 || err != nil {
 					break
 				}
@@ -158,7 +163,7 @@ func (b *bench) close() error {
 	}
 	var err error
 	if left := descendants(os.Getpid()); len(left) > 0 {
-		err = fmt.Errorf("these processes could not be ended: %v", left)
+		err = fmt.Errorf("these processes did not end: %v", left)
 	}
 	if b.keep {
 		return err
@@ -172,13 +177,13 @@ func (b *bench) path(elem ...string) string {
 
 func userName(i int) string { return fmt.Sprintf("bench%d", i) }
 
-// writeKeys makes the key of each server, of the fleet, and of the users, and
-// the files that say who may log in.
+// writeKeys generates the keys of the servers, the fleet and the users, and
+// writes the authorized keys.
 func (b *bench) writeKeys(ctx context.Context) error {
 	b.key = b.path("user_key")
 	for _, file := range []string{b.key, b.path("sshd_key"), b.path("gateway_key"), b.path("fleet_key")} {
 		if _, err := os.Stat(file); err == nil {
-			continue // of an earlier run in the same folder
+			continue // from an earlier run in the same folder
 		}
 		out, err := exec.CommandContext(ctx, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "bench", "-f", file).CombinedOutput()
 		if err != nil {
@@ -201,7 +206,7 @@ func (b *bench) writeKeys(ctx context.Context) error {
 }
 
 func (b *bench) startSSHD() error {
-	// A privileged sshd insists on this folder, which Debian's unit makes.
+	// An sshd that runs as root requires this folder, which Debian's unit creates.
 	if err := os.MkdirAll("/run/sshd", 0o755); err != nil && !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
@@ -235,6 +240,7 @@ fleet_key: %s
 authorized_keys_dir: %s
 state_dir: %s
 max_startups: 10000
+per_source_max_startups: none
 max_connections_per_user: 10000
 per_source_penalties: none
 starts_per_user: none
@@ -257,8 +263,8 @@ profiles:
 	return err
 }
 
-// spawn starts cmd with its output in a log, see logOf. The bench owns it from
-// then on.
+// spawn starts cmd, with its output in a log (see logOf). The bench kills it in
+// close.
 func (b *bench) spawn(name string, cmd *exec.Cmd) (pid int, err error) {
 	log, err := os.Create(b.path(name + ".log"))
 	if err != nil {
@@ -269,8 +275,8 @@ func (b *bench) spawn(name string, cmd *exec.Cmd) (pid int, err error) {
 	if cmd.Stdout == nil {
 		cmd.Stdout = log
 	}
-	// Ctrl-C goes to a whole process group. These are to end when close says
-	// so, not while they are being measured.
+	// Ctrl-C goes to a whole process group. Only close may end these processes,
+	// not Ctrl-C during a measurement.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return 0, fmt.Errorf("starting %s: %w", name, err)
@@ -285,14 +291,13 @@ func (b *bench) spawn(name string, cmd *exec.Cmd) (pid int, err error) {
 	return cmd.Process.Pid, nil
 }
 
-// logOf returns the end of what a process said.
+// logOf returns the end of the output of a process.
 func (b *bench) logOf(name string) string {
 	log, _ := os.ReadFile(b.path(name + ".log"))
 	return string(log[max(0, len(log)-4096):])
 }
 
-// writeSSHConfig makes the file with which the stock client knows both servers.
-// It leaves all algorithms at the client's defaults.
+// writeSSHConfig writes the stock client's configuration for both servers. It leaves all algorithms at the client's defaults, except for sshdGCM.
 func (b *bench) writeSSHConfig() error {
 	var config, known strings.Builder
 	for _, s := range []server{b.sshd, b.gateway} {
@@ -307,8 +312,13 @@ func (b *bench) writeSSHConfig() error {
 		fmt.Fprintf(&config, "Host %s\n\tHostName %s\n\tPort %s\n\tUser %s\n", s.name, host, port, s.user)
 		fmt.Fprintf(&known, "[%s]:%s %s", host, port, public)
 	}
-	// Clients from 9.5 on send a keystroke at the next multiple of 20 ms,
-	// which would be all there is to see in the keystroke section.
+	host, port, err := net.SplitHostPort(b.sshdGCM.addr)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(&config, "Host %s\n\tHostName %s\n\tPort %s\n\tUser %s\n\tCiphers aes128-gcm@openssh.com\n", b.sshdGCM.name, host, port, b.sshdGCM.user)
+	// Clients from 9.5 on send a keystroke at the next multiple of 20 ms, which
+	// would hide every other delay in the keystroke section.
 	fmt.Fprintf(&config, `Host *
 	IdentityFile %s
 	IdentitiesOnly yes
@@ -325,12 +335,13 @@ func (b *bench) writeSSHConfig() error {
 		os.WriteFile(b.path("ssh_config"), []byte(config.String()), 0o644))
 }
 
-// ssh is the stock client on its way to s. It is ended with ctx.
+// ssh returns a command that runs the stock client with s as its destination. It
+// is killed when ctx ends.
 func (b *bench) ssh(ctx context.Context, s server, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, "ssh", append([]string{"-F", b.path("ssh_config"), s.name}, args...)...)
 }
 
-// ciphers says what a default client and s agree on, as "chacha20-poly1305@openssh.com".
+// ciphers returns the cipher that a default client and s negotiate, as "chacha20-poly1305@openssh.com".
 func (b *bench) ciphers(ctx context.Context, s server) (string, error) {
 	cmd := exec.CommandContext(ctx, "ssh", "-F", b.path("ssh_config"), "-o", "LogLevel=DEBUG1", s.name, "true")
 	out, err := cmd.CombinedOutput()
@@ -347,7 +358,8 @@ func (b *bench) ciphers(ctx context.Context, s server) (string, error) {
 	return "", fmt.Errorf("ssh -v to %s named no cipher:\n%s", s.name, out)
 }
 
-// freeAddr returns a loopback address nobody listened on a moment ago.
+// freeAddr returns a loopback address without a listener. Another process can
+// take it before the caller does.
 func freeAddr() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -386,8 +398,8 @@ func awaitSSH(ctx context.Context, addr string) error {
 	}
 }
 
-// raiseFileLimit raises the limit of open files, for this process and, because
-// it is set explicitly, for those it starts.
+// raiseFileLimit raises the limit of open files of this process. Children inherit
+// it, because package syscall restores only a limit that Go has raised itself.
 func raiseFileLimit() error {
 	const want = 65536
 	var limit syscall.Rlimit
@@ -400,7 +412,7 @@ func raiseFileLimit() error {
 			return nil
 		}
 	}
-	limit.Cur = limit.Max
+	limit.Cur = limit.Max // fitIdle adapts to it
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return fmt.Errorf("raising the limit of open files: %w", err)
 	}

@@ -20,14 +20,13 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/awsfake"
 )
 
-// atOnce is how many cold starts are under way at a time: this machine runs all
-// their agents, and their clients.
+// atOnce is the number of concurrent cold starts. This machine runs all their
+// agents and clients.
 const atOnce = 2
 
-// coldStart measures what comes after AWS: from the moment at which an agent says
-// that it listens until its user's first command has answered. AWS is awsfake,
-// whose tasks are agents on this machine; how long it takes to start them does not
-// count.
+// coldStart measures the part of a start that follows AWS: from the agent's log
+// record that it listens, until its user's first command has printed. AWS is
+// awsfake, whose tasks are agents on this machine; their start is not measured.
 func (b *bench) coldStart(ctx context.Context) (rows []row, err error) {
 	dir := b.path("coldstart")
 	for _, d := range []string{dir, filepath.Join(dir, "keys"), filepath.Join(dir, "tasks")} {
@@ -161,8 +160,8 @@ profiles:
 	}, nil
 }
 
-// listening returns since when the agents have listened, by their owners, as they
-// say in their logs.
+// listening returns the time at which each owner's agent began to listen, from the
+// logs.
 func listening(dir string) (map[string]time.Time, error) {
 	since := map[string]time.Time{}
 	logs, err := filepath.Glob(filepath.Join(dir, "*.log"))

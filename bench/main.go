@@ -1,18 +1,18 @@
 // Command bench measures Sallyport beside Debian's sshd, on this machine and in
-// one run, with the stock ssh client, and prints what it found as ratios.
+// one run, with the stock ssh client, and prints the ratios.
 //
 //	go run ./bench                   everything; about half an hour
 //	go run ./bench -quick            everything, with small numbers; a few minutes
 //	go run ./bench -run 'cpu|connect'
 //	go run ./bench -markdown         the table of docs/performance.md
 //
-// Each measurement takes turns between the two servers, because a machine is
-// seldom equally busy for long; what counts is the ratio of the medians. There
-// is no pass or fail: a figure is for people to judge.
+// Each measurement alternates between the two servers, because the load of a
+// machine changes; the result is the ratio of the medians. There is no pass or
+// fail.
 //
 // The program builds the gateway and the agent of the working directory's
-// module, starts them and a private sshd on loopback ports, and ends every
-// process it started when it is done or interrupted.
+// module, starts them and a private sshd on loopback ports, and stops every
+// process that it has started at the end or when it is interrupted.
 package main
 
 import (
@@ -21,6 +21,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -29,7 +30,7 @@ import (
 	"time"
 )
 
-// settings are the sizes of the measurements. See main for what each means.
+// settings are the sizes of the measurements; the flags in run explain them.
 type settings struct {
 	size        int64
 	rounds      int
@@ -41,6 +42,8 @@ type settings struct {
 	idleClients int
 	idle        time.Duration
 	coldStarts  int
+
+	shortConnections int
 }
 
 func main() {
@@ -62,10 +65,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		set      settings
 		flags    = flag.NewFlagSet("bench", flag.ContinueOnError)
 		only     = flags.String("run", "", "run only the sections whose name matches this `regexp`")
-		quick    = flags.Bool("quick", false, "smaller numbers for whatever is not set by its own flag")
+		quick    = flags.Bool("quick", false, "smaller numbers, except for those set by their own flags")
 		markdown = flags.Bool("markdown", false, "print a Markdown table in place of the plain one")
-		jsonFile = flags.String("json", "", "also write every sample to this `file`")
-		keepDir  = flags.String("dir", "", "keep configuration and logs in this `folder`, made if need be (default: a temporary one)")
+		jsonFile = flags.String("json", "", "also write the report to this `file`")
+		earlier  = flags.String("compare", "", "print the change against the report in this `file`, if there is one")
+		keepDir  = flags.String("dir", "", "keep configuration and logs in this `folder`, created if it does not exist (default: a temporary one)")
 		sizeMiB  = flags.Int64("size", 2048, "`MiB` per transfer through -L")
 		gateway  = flags.String("gateway", "", "measure this gateway `binary` in place of a fresh build (bastion-agent must lie beside it)")
 		gwEnv    = flags.String("env", "", "extra `NAME=value` for the gateway's environment, such as GODEBUG=gctrace=1")
@@ -74,12 +78,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags.IntVar(&set.rounds, "rounds", 5, "transfers per server and direction")
 	flags.IntVar(&set.clients, "clients", 200, "connections held open to measure the gateway's memory")
 	flags.IntVar(&set.sshdClients, "sshd-clients", 20, "connections held open to measure sshd's memory")
-	flags.DurationVar(&set.settle, "settle", 150*time.Second, "how long memory may take to settle; Go collects an idle heap every 2 minutes")
+	flags.DurationVar(&set.settle, "settle", 150*time.Second, "time for memory to settle; Go collects an idle heap every 2 minutes")
 	flags.IntVar(&set.keystrokes, "keystrokes", 2000, "keystrokes per server")
 	flags.IntVar(&set.connects, "connects", 60, "runs of `ssh HOST true` per server")
-	flags.IntVar(&set.idleClients, "idle-clients", 2000, "connections of the idle section")
-	flags.DurationVar(&set.idle, "idle", 10*time.Minute, "how long the idle section watches")
-	flags.IntVar(&set.coldStarts, "cold-starts", 200, "bastions started on Fargate, or what stands for it")
+	flags.IntVar(&set.idleClients, "idle-clients", 10000, "connections of the idle section")
+	flags.DurationVar(&set.idle, "idle", 10*time.Minute, "duration of the idle section")
+	flags.IntVar(&set.shortConnections, "short", 20000, "connections of the leaks section")
+	flags.IntVar(&set.coldStarts, "cold-starts", 200, "bastions started on the imitation of Fargate")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -91,7 +96,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
 		for name, value := range map[string]string{
 			"size": "256", "rounds": "3", "clients": "50", "sshd-clients": "5", "settle": "10s",
-			"keystrokes": "300", "connects": "10", "idle": "60s", "cold-starts": "20",
+			"keystrokes": "300", "connects": "10", "idle-clients": "1000", "idle": "60s", "cold-starts": "20", "short": "1000",
 		} {
 			if !given[name] {
 				flags.Set(name, value)
@@ -104,6 +109,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return fmt.Errorf("-run: %w", err)
 	}
 
+	loadBefore := loadAverage()
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	b, err := start(ctx, *keepDir, *gateway, *gwEnv, set, log)
 	if err != nil {
@@ -111,7 +117,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
 
-	report := report{Machine: machine(ctx)}
+	report := report{Machine: machine(ctx), Args: args}
 	for _, s := range []struct {
 		name string
 		run  func(context.Context) ([]row, error)
@@ -121,7 +127,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		{"connect", b.connect},
 		{"memory", b.memory},
 		{"idle", b.idle},
+		{"leaks", b.short},
 		{"coldstart", b.coldStart},
+		{"lines", countLines},
 	} {
 		if !wanted.MatchString(s.name) {
 			continue
@@ -136,13 +144,28 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		}
 		report.Rows = append(report.Rows, rows...)
 	}
-	if *jsonFile != "" {
-		if err := report.writeJSON(*jsonFile); err != nil {
+	report.Load = fmt.Sprintf("Load average %s before, %s after", loadBefore, loadAverage())
+	print := report.plain
+	if *markdown {
+		print = report.markdown
+	}
+	if err := print(stdout); err != nil {
+		return err
+	}
+	if *earlier != "" {
+		switch last, err := readReport(*earlier); {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
 			return err
+		default:
+			fmt.Fprintln(stdout)
+			if err := report.compare(stdout, last); err != nil {
+				return err
+			}
 		}
 	}
-	if *markdown {
-		return report.markdown(stdout)
+	if *jsonFile == "" {
+		return nil
 	}
-	return report.plain(stdout)
+	return report.writeJSON(*jsonFile)
 }

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// clockTick is USER_HZ, the unit of times in /proc/PID/stat. It is 100 on every
-// Linux port that Go and Debian share.
+// clockTick is USER_HZ, the unit of times in /proc/PID/stat: 100 on every Linux
+// port that both Go and Debian support.
 const clockTick = 100
 
 // stat reads /proc/PID/stat (proc_pid_stat(5)); its field 4 is element 1.
@@ -18,7 +18,7 @@ func stat(pid int) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Field 2 is a name that may hold anything, spaces and parentheses too.
+	// Field 2 is a name that may contain spaces and parentheses.
 	_, rest, ok := strings.Cut(string(line[strings.LastIndexByte(string(line), ')')+1:]), " ")
 	fields := strings.Fields(rest)
 	if !ok || len(fields) < 15 {
@@ -27,7 +27,7 @@ func stat(pid int) ([]string, error) {
 	return fields, nil
 }
 
-// cpuSeconds is the CPU time a process has used by itself.
+// cpuSeconds returns the CPU time of a process without its children.
 func cpuSeconds(pid int) (float64, error) {
 	fields, err := stat(pid)
 	if err != nil {
@@ -36,7 +36,7 @@ func cpuSeconds(pid int) (float64, error) {
 	return ticks(fields[11:13]), nil
 }
 
-// treeCPUSeconds is the CPU time used by a process and all its descendants,
+// treeCPUSeconds returns the CPU time of a process and all its descendants,
 // including those that have ended.
 func treeCPUSeconds(pid int) (float64, error) {
 	var sum float64
@@ -46,7 +46,7 @@ func treeCPUSeconds(pid int) (float64, error) {
 			if p == pid {
 				return 0, err
 			}
-			continue // it ended just now; its parent will have its time
+			continue // it has just ended, and its parent has its time
 		}
 		sum += ticks(fields[11:15]) // utime, stime, and of reaped children
 	}
@@ -62,7 +62,7 @@ func ticks(fields []string) float64 {
 	return sum / clockTick
 }
 
-// descendants returns the processes that pid started and theirs, in no order.
+// descendants returns the children of pid and their descendants, in no order.
 func descendants(pid int) []int {
 	children := map[int][]int{}
 	dirs, _ := os.ReadDir("/proc")
@@ -85,7 +85,7 @@ func descendants(pid int) []int {
 	return found
 }
 
-// privateKiB is the memory that would come free if the process ended.
+// privateKiB returns the memory that the end of the process would free.
 func privateKiB(pid int) (float64, error) {
 	name := fmt.Sprintf("/proc/%d/smaps_rollup", pid)
 	f, err := os.Open(name)

@@ -15,18 +15,18 @@ import (
 	"text/tabwriter"
 )
 
-// A row is one line of the table: a thing measured on both servers, or on the
-// gateway alone.
+// A row is one line of the table: a quantity of both servers, or of the gateway
+// alone.
 type row struct {
 	What string
-	// Goal is what Sallyport is to reach, in words; empty for figures that only
-	// explain another.
+	// Goal is Sallyport's target, as text; empty for figures that only explain
+	// another.
 	Goal string `json:",omitempty"`
 	Unit string
 	// Sallyport and SSHD are the samples in Unit, in the order they were
 	// taken. SSHD is nil if sshd was not measured.
 	Sallyport, SSHD samples
-	// Note says what else a reader must know, such as the ciphers.
+	// Note is further information for the reader, such as the ciphers.
 	Note string `json:",omitempty"`
 }
 
@@ -50,6 +50,14 @@ func (s samples) median() float64 {
 	default:
 		return (sorted[n/2-1] + sorted[n/2]) / 2
 	}
+}
+
+func (s samples) mean() float64 {
+	var sum float64
+	for _, v := range s {
+		sum += v
+	}
+	return sum / float64(max(len(s), 1))
 }
 
 // String gives the median, and the extremes if there is more than one sample.
@@ -76,14 +84,18 @@ func number(v float64) string {
 	}
 }
 
-// A report is everything a run found.
+// A report is the result of a run.
 type report struct {
 	Machine string
-	Rows    []row
+	// Load is the load average of the last minute before and after the run: a
+	// busy machine slows both servers down, but not always equally.
+	Load string
+	Args []string // of the command
+	Rows []row
 }
 
 func (r report) plain(w io.Writer) error {
-	fmt.Fprintln(w, r.Machine)
+	fmt.Fprintf(w, "%s. %s\n", r.Machine, r.Load)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "what\tgoal\tratio\tSallyport\tsshd\tunit\t")
 	for _, row := range r.Rows {
@@ -94,7 +106,7 @@ func (r report) plain(w io.Writer) error {
 
 func (r report) markdown(w io.Writer) error {
 	var out bytes.Buffer
-	fmt.Fprintf(&out, "%s. Medians, with the extremes in parentheses.\n\n", r.Machine)
+	fmt.Fprintf(&out, "%s. %s. Medians, with the extremes in parentheses.\n\n", r.Machine, r.Load)
 	fmt.Fprintln(&out, "| what | goal | Sallyport / sshd | Sallyport | sshd | unit | |")
 	fmt.Fprintln(&out, "| --- | --- | --- | --- | --- | --- | --- |")
 	for _, row := range r.Rows {
@@ -104,7 +116,45 @@ func (r report) markdown(w io.Writer) error {
 	return err
 }
 
+// compare prints the change since an earlier report: of the ratio to sshd if there
+// is one, because it depends less on the machine, otherwise of the median.
+func (r report) compare(w io.Writer, earlier report) error {
+	fmt.Fprintf(w, "Against an earlier run: %s. %s\n", earlier.Machine, earlier.Load)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "what\tearlier\tnow\tchange\t")
+	for _, now := range r.Rows {
+		i := slices.IndexFunc(earlier.Rows, func(e row) bool { return e.What == now.What && e.Unit == now.Unit })
+		if i < 0 {
+			continue
+		}
+		before, after, unit := earlier.Rows[i].Sallyport.median(), now.Sallyport.median(), now.Unit
+		if sshdBefore, sshdNow := earlier.Rows[i].SSHD.median(), now.SSHD.median(); sshdBefore > 0 && sshdNow > 0 {
+			before, after, unit = before/sshdBefore, after/sshdNow, "x"
+		}
+		change := "" // undefined if the earlier figure is 0
+		if before > 0 {
+			change = fmt.Sprintf("%+.0f %%", 100*(after/before-1))
+		}
+		fmt.Fprintf(t, "%s\t%s %s\t%s %s\t%s\t\n", now.What, number(before), unit, number(after), unit, change)
+	}
+	return t.Flush()
+}
+
+// maxSaved is the maximum number of samples per row in a file.
+const maxSaved = 100
+
+// writeJSON writes the report to a file. Of more than maxSaved samples it writes
+// the minimum, the median and the maximum.
 func (r report) writeJSON(file string) error {
+	r.Rows = slices.Clone(r.Rows)
+	for i := range r.Rows {
+		row := &r.Rows[i]
+		for _, s := range []*samples{&row.Sallyport, &row.SSHD} {
+			if len(*s) > maxSaved {
+				*s = samples{slices.Min(*s), s.median(), slices.Max(*s)}
+			}
+		}
+	}
 	out, err := json.MarshalIndent(r, "", "\t")
 	if err != nil {
 		return err
@@ -112,7 +162,26 @@ func (r report) writeJSON(file string) error {
 	return os.WriteFile(file, append(out, '\n'), 0o644)
 }
 
-// machine describes what the figures were taken on.
+// readReport reads a report that writeJSON has written.
+func readReport(file string) (r report, err error) {
+	in, err := os.ReadFile(file)
+	if err != nil {
+		return report{}, err
+	}
+	if err := json.Unmarshal(in, &r); err != nil {
+		return report{}, fmt.Errorf("%s: %w", file, err)
+	}
+	return r, nil
+}
+
+// loadAverage returns the load average of the last minute (proc_loadavg(5)).
+func loadAverage() string {
+	line, _ := os.ReadFile("/proc/loadavg")
+	one, _, _ := strings.Cut(string(line), " ")
+	return cmp.Or(one, "unknown")
+}
+
+// machine describes the machine of the measurements.
 func machine(ctx context.Context) string {
 	model := "unknown CPU"
 	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
