@@ -1,41 +1,85 @@
-# Everything a developer does here is one of these. Each installs what it needs
-# with apt when run as root, and otherwise says what is missing.
+# The tasks of a developer. Each installs the Debian packages that it needs when it
+# is run as root, and otherwise lists those that are missing.
 
 GO ?= go
 
+TEST_PACKAGES = openssh-client openssh-server openssh-sftp-server rsync git xauth \
+	socat procps perl-base python3-paramiko zbar-tools asciinema iproute2 \
+	redis-server redis-tools zsh fish libnss-extrausers nodejs=node npm=npm curl \
+	systemd=systemd-socket-activate
+
+IMAGE_PACKAGES = buildah podman crun mmdebstrap jq curl git iproute2 openssh-client rsync python3-minimal xauth
+
 build:
+	@scripts/go-version $(GO)
 	$(GO) build -trimpath -o bin/ ./cmd/...
 
 demo: build
+	@scripts/apt-require openssh-client=ssh
 	bin/gateway demo
 
-# -count=1: tests run programs that they build, of which the test cache knows
-# nothing.
+# -count=1, because tests build and run programs that the test cache does not track.
+# -timeout for slow machines: the default of ten minutes is for one package.
 test: build
-	scripts/need openssh-client openssh-server openssh-sftp-server rsync git xauth socat procps perl-base python3-paramiko asciinema
-	scripts/plain $(GO) test -count=1 ./...
+	scripts/apt-require $(TEST_PACKAGES)
+	scripts/clean-home $(GO) test -count=1 -timeout 30m ./...
+	CGO_ENABLED=0 scripts/clean-home $(GO) test -count=1 ./internal/account
 
 race: build
-	scripts/need openssh-client openssh-server openssh-sftp-server rsync git xauth socat procps perl-base python3-paramiko asciinema
-	scripts/plain $(GO) test -count=1 -race ./...
+	scripts/apt-require $(TEST_PACKAGES)
+	scripts/clean-home $(GO) test -count=1 -race -timeout 30m ./...
 
+# OpenSSH's regress suite and other clients against the gateway.
 interop: build
-	scripts/need $$(cat interop/packages.txt)
-	scripts/plain interop/run
+	scripts/apt-require $$(cat interop/packages.txt)
+	scripts/clean-home interop/run
 
-# Ten minutes of it are 2,000 idle connections; ARGS=-quick is a short one.
+# Three gateways behind haproxy, under load, while they are killed, paused, drained and
+# cut off, for FLEETTIME (default 10m); see docs/reliability.md.
+fleet: build
+	scripts/apt-require haproxy iptables iproute2 openssh-client nodejs=node npm=npm
+	$(GO) build -trimpath -o bin/ ./interop/fleet
+	scripts/clean-home bin/fleet -time $(or $(FLEETTIME),10m) $(ARGS)
+
+# Linters, plans and tests of deploy. It needs terraform, which is not in Debian.
+deploy-check:
+	scripts/apt-require openssh-client python3-venv
+	deploy/check/run
+
+# Measures, and compares with docs/performance.json. Without ARGS it also writes that
+# file, and takes half an hour, ten minutes of it for 10,000 idle connections;
+# ARGS=-quick is a short run.
 bench:
-	scripts/need openssh-client openssh-server
-	scripts/plain $(GO) run ./bench $(ARGS)
+	scripts/apt-require openssh-client openssh-server
+	scripts/clean-home $(GO) run ./bench -compare docs/performance.json $(if $(ARGS),,-json docs/performance.json) $(ARGS)
 
-# Six minutes; FUZZTIME=5m is a night. The seeds are run by test as well.
+# Builds the images without a container engine, and runs them: bastions of each kind, for
+# users of a gateway in its own container. Needs root. See docs/images.md.
+images:
+	scripts/apt-require $(IMAGE_PACKAGES)
+	images/build
+	images/test
+
+# Fuzzes every parser of input from outside, each for FUZZTIME (default 10s).
 fuzz:
 	scripts/fuzz $(FUZZTIME)
+
+# The deb and rpm packages of this machine's architecture, in bin/packages, tested in a
+# container. Needs root.
+packages:
+	@scripts/go-version $(GO)
+	scripts/apt-require binutils=readelf lintian man-db=man mandoc mmdebstrap openssh-client=ssh \
+		rpm systemd=systemd-analyze systemd-container
+	rm -rf bin/packages
+	GO=$(GO) packaging/build bin/packages $$(dpkg --print-architecture)
+	GO=$(GO) packaging/test bin/packages
 
 lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt -w on these"; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	GOOS=linux GOARCH=arm64 $(GO) build -o /dev/null ./cmd/...
+	$(GO) run ./scripts/words
 	scripts/vulncheck
 
-.PHONY: build demo test race interop bench fuzz lint
+.PHONY: build demo test race interop fleet deploy-check bench images fuzz packages lint
