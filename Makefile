@@ -2,6 +2,7 @@
 # is run as root, and otherwise lists those that are missing.
 
 GO ?= go
+GOTEST ?= $(GO) test ./...
 
 TEST_PACKAGES = openssh-client openssh-server openssh-sftp-server rsync git xauth \
 	socat procps perl-base python3-paramiko zbar-tools asciinema iproute2 \
@@ -22,17 +23,17 @@ demo: build
 # -timeout for slow machines: the default of ten minutes is for one package.
 test: build
 	scripts/apt-require $(TEST_PACKAGES)
-	scripts/clean-home $(GO) test -count=1 -timeout 30m ./...
+	scripts/clean-home $(GOTEST) -count=1 -timeout 30m
 	CGO_ENABLED=0 scripts/clean-home $(GO) test -count=1 ./internal/account
 
 race: build
 	scripts/apt-require $(TEST_PACKAGES)
-	scripts/clean-home $(GO) test -count=1 -race -timeout 30m ./...
+	scripts/clean-home $(GOTEST) -count=1 -race -timeout 30m
 
 # OpenSSH's regress suite and other clients against the gateway.
 interop: build
 	scripts/apt-require $$(cat interop/packages.txt)
-	scripts/clean-home interop/run
+	scripts/clean-home interop/run $(ARGS)
 
 # Three gateways behind haproxy, under load, while they are killed, paused, drained and
 # cut off, for FLEETTIME (default 10m); see docs/reliability.md.
