@@ -24,12 +24,12 @@ type balancer struct {
 	routes map[string]string // gateway, by the client's address and port
 }
 
-func startBalancer(n *network, s *spawner, dir string) (*balancer, error) {
-	b := &balancer{addr: fmt.Sprintf("%s:%d", n.balancer(), sshPort), routes: map[string]string{}}
+func startBalancer(s *spawner, dir string) (*balancer, error) {
+	b := &balancer{addr: fmt.Sprintf("%s:%d", balancerAddr, sshPort), routes: map[string]string{}}
 	var err error
 	// A Unix socket would hold ten records (net.unix.max_dgram_qlen), and haproxy drops
 	// those beyond.
-	if b.log, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(n.balancer())}); err != nil {
+	if b.log, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(balancerAddr)}); err != nil {
 		return nil, err
 	}
 	b.log.SetReadBuffer(4 << 20)
@@ -58,9 +58,9 @@ listen ssh
 	source %s
 	balance roundrobin
 	option httpchk GET /readyz
-`, b.log.LocalAddr(), b.addr, n.balancer())
+`, b.log.LocalAddr(), b.addr, balancerAddr)
 	for i := 1; i <= gateways; i++ {
-		fmt.Fprintf(&config, "\tserver %s %s:%d send-proxy-v2 check port %d inter 500ms fall 2 rise 2\n", namespaceOf(i), n.gateway(i), sshPort, monitoringPort)
+		fmt.Fprintf(&config, "\tserver %s %s:%d send-proxy-v2 check port %d inter 500ms fall 2 rise 2\n", namespaceOf(i), gatewayAddr(i), sshPort, monitoringPort)
 	}
 	file := filepath.Join(dir, "haproxy.cfg")
 	if err := os.WriteFile(file, []byte(config.String()), 0o644); err != nil {

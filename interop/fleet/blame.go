@@ -13,27 +13,30 @@ type kind struct {
 	// logins and sessions say whether the fault may refuse logins at its gateway, and
 	// end sessions there. At other gateways it may do neither.
 	logins, sessions bool
+	// delay is the time after the beginning of the fault before it may have effects.
+	delay time.Duration
 	// grace is the time after the end of the fault in which it may still have
 	// effects: leases, the retransmissions of TCP, and health checks end within it.
 	grace time.Duration
 }
 
-// kinds are the faults of a single gateway. The last four need namespaces.
+// kinds are the faults of a single gateway.
 var (
-	killed      = &kind{"kill -9", true, true, 15 * time.Second}
-	paused      = &kind{"SIGSTOP", true, true, 30 * time.Second}
-	drained     = &kind{"SIGTERM", false, true, 15 * time.Second}
-	cutTable    = &kind{"cut off from the table", true, false, time.Minute}
-	cutAWS      = &kind{"cut off from ECS", true, false, time.Minute}
-	cutBastions = &kind{"cut off from the bastions", true, true, 90 * time.Second}
-	cutGateways = &kind{"cut off from the other gateways", false, false, 0}
+	killed      = &kind{"kill -9", true, true, 0, 15 * time.Second}
+	paused      = &kind{"SIGSTOP", true, true, 0, 30 * time.Second}
+	drained     = &kind{"SIGTERM", false, true, drainDelay + drain, 15 * time.Second}
+	cutTable    = &kind{"cut off from the table", true, false, 0, time.Minute}
+	cutAWS      = &kind{"cut off from ECS", true, false, 0, time.Minute}
+	cutBastions = &kind{"cut off from the bastions", true, true, 0, 90 * time.Second}
+	cutGateways = &kind{"cut off from the other gateways", false, false, 0, 0}
+	upgraded    = &kind{"upgrade", false, true, drain, 15 * time.Second}
 )
 
 // Faults of AWS, for all gateways. The SDK repeats calls, so that few logins are
 // refused.
 var (
-	slowReplies = &kind{"slow replies of AWS", true, false, 30 * time.Second}
-	lostReplies = &kind{"lost replies of AWS", true, false, 30 * time.Second}
+	slowReplies = &kind{"slow replies of AWS", true, false, 0, 30 * time.Second}
+	lostReplies = &kind{"lost replies of AWS", true, false, 0, 30 * time.Second}
 )
 
 // A fault is one fault, from its beginning to its end.

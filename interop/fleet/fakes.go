@@ -47,7 +47,7 @@ func startFakes(ctx context.Context, f *fleet) (environ []string, err error) {
 func (f *fleet) serveFakes(ctx context.Context) (environ []string, err error) {
 	f.tasks = f.cloud.Tasks
 	f.definition, f.subnets, f.securityGroup = awsfake.TaskDefinition, awsfake.Subnets, awsfake.SecurityGroup
-	f.cloud.Network = f.net.prefix
+	f.cloud.Network = spacePrefix
 	f.cloud.Buckets = awsfake.Documented
 	program, err := awsfake.InstallDynalite()
 	if err != nil {
@@ -71,12 +71,12 @@ func (f *fleet) serveFakes(ctx context.Context) (environ []string, err error) {
 	if f.table, err = newTable("http://" + addr); err != nil {
 		return nil, err
 	}
-	tableURL, end, err := serve(f.net.table(), f.table)
+	tableURL, end, err := serve(tableAddr, f.table)
 	if err != nil {
 		return nil, err
 	}
 	f.closers = append(f.closers, end)
-	awsURL, end, err := serve(f.net.aws(), f.cloud)
+	awsURL, end, err := serve(awsAddr, f.cloud)
 	if err != nil {
 		return nil, err
 	}

@@ -27,11 +27,8 @@ func (f *fleet) faults(ctx context.Context) error {
 	defer stopLoad()
 	var trouble sync.WaitGroup
 	var failed error
-	kinds := []*kind{killed, paused, drained, slowReplies, lostReplies}
-	if f.net.namespaces {
-		kinds = append(kinds, cutTable, cutAWS, cutBastions, cutGateways)
-	}
-	trouble.Go(func() { failed = f.inject(ctx, kinds, f.time*4/5, time.Minute) })
+	kinds := []*kind{killed, paused, drained, cutTable, cutAWS, cutBastions, cutGateways, slowReplies, lostReplies}
+	trouble.Go(func() { failed = f.inject(ctx, kinds, f.time*4/5, min(time.Minute, f.time/6)) })
 	newLoad(f).run(loading)
 	trouble.Wait()
 	if failed != nil || ctx.Err() != nil {
@@ -79,10 +76,8 @@ func (f *fleet) inject(ctx context.Context, kinds []*kind, d, longest time.Durat
 				deck = append(deck, kinds[i])
 			}
 		}
-		k, number := deck[0], 1+rng.IntN(gateways)
-		if k == slowReplies || k == lostReplies {
-			number = 0
-		}
+		k := deck[0]
+		ofAWS := k == slowReplies || k == lostReplies
 		// Most faults are short, so that many logins have no fault of their gateway.
 		length := 2*time.Second + time.Duration(rng.Int64N(int64(8*time.Second)))
 		if rng.IntN(5) == 0 {
@@ -91,11 +86,19 @@ func (f *fleet) inject(ctx context.Context, kinds []*kind, d, longest time.Durat
 		length = min(length, longest, time.Until(until)) // may be negative
 
 		mu.Lock()
-		busy := faulty[number] || number != 0 && countGateways(faulty) == maxFaulty
-		if !busy {
-			faulty[number] = true
+		var free []int
+		for n := range gateways + 1 {
+			if !faulty[n] && ofAWS == (n == 0) {
+				free = append(free, n)
+			}
 		}
 		stop := len(errs) > 0
+		busy := len(free) <= gateways-maxFaulty && !ofAWS || len(free) == 0
+		var number int
+		if !busy {
+			number = free[rng.IntN(len(free))]
+			faulty[number] = true
+		}
 		mu.Unlock()
 		if stop {
 			break
@@ -118,18 +121,10 @@ func (f *fleet) inject(ctx context.Context, kinds []*kind, d, longest time.Durat
 	return errors.Join(errs...)
 }
 
-func countGateways(faulty map[int]bool) int {
-	n := len(faulty)
-	if faulty[0] {
-		n--
-	}
-	return n
-}
-
 // fail has one fault, and returns when it has ended. A gateway that does not recover
 // is a broken promise.
 func (f *fleet) fail(ctx context.Context, k *kind, number int, length time.Duration) error {
-	fault := f.blame.begin(k, number, time.Now())
+	fault := f.blame.begin(k, number, time.Now().Add(k.delay))
 	fmt.Fprintf(os.Stderr, "%s %v, %v\n", time.Now().UTC().Format(time.TimeOnly), fault, length.Round(time.Second))
 	defer func() { f.blame.end(fault, time.Now()) }()
 	g := f.gateways[number]
@@ -167,11 +162,11 @@ func (f *fleet) fail(ctx context.Context, k *kind, number int, length time.Durat
 		f.aws.lossy.Store(0)
 	default:
 		targets := f.targets(k, number)
-		if err := f.net.cut(number, targets); err != nil {
+		if err := cut(number, targets); err != nil {
 			return err
 		}
 		sleep(ctx, length)
-		if err := f.net.heal(number, targets); err != nil {
+		if err := heal(number, targets); err != nil {
 			return err
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,7 +36,7 @@ const (
 	// /readyz fails; a machine under load needs longer.
 	drainDelay = 8 * time.Second
 	// drain is the gateways' setting.
-	drain = 30 * time.Second
+	drain = 20 * time.Second
 	// startTimeout is the gateways' setting.
 	startTimeout = 2 * time.Minute
 	// sweepInterval is the longest time between two sweeps of a gateway, and
@@ -47,7 +49,6 @@ type fleet struct {
 	options
 	*spawner
 	idle     time.Duration
-	net      *network
 	keep     bool // the folder, at the end
 	results  *results
 	blame    blame
@@ -94,12 +95,6 @@ func newFleet(ctx context.Context, p part, o options, s *spawner) (f *fleet, err
 	if err != nil {
 		return f, err
 	}
-	if f.net, err = newNetwork(); err != nil {
-		return f, err
-	}
-	if f.net.release != nil {
-		f.closers = append(f.closers, f.net.release)
-	}
 	environ, err := p.aws(ctx, f)
 	if err != nil {
 		return f, err
@@ -108,9 +103,12 @@ func newFleet(ctx context.Context, p part, o options, s *spawner) (f *fleet, err
 		return f, err
 	}
 	for i := 1; i <= gateways; i++ {
-		g := &gateway{fleet: f, number: i, environ: environ, addr: fmt.Sprintf("%s:%d", f.net.gateway(i), sshPort)}
+		g := &gateway{fleet: f, number: i, environ: environ, addr: fmt.Sprintf("%s:%d", gatewayAddr(i), sshPort)}
 		f.gateways[i] = g
 		if err := g.configure(); err != nil {
+			return f, err
+		}
+		if err := g.listenToStates(); err != nil {
 			return f, err
 		}
 	}
@@ -124,7 +122,7 @@ func newFleet(ctx context.Context, p part, o options, s *spawner) (f *fleet, err
 			return f, err
 		}
 	}
-	if f.balancer, err = startBalancer(f.net, s, f.dir); err != nil {
+	if f.balancer, err = startBalancer(s, f.dir); err != nil {
 		return f, err
 	}
 	f.closers = append(f.closers, f.balancer.close)
@@ -182,7 +180,7 @@ func (f *fleet) writeKeys() error {
 	if _, err := generate(f.path("fleet_key")); err != nil {
 		return err
 	}
-	known := fmt.Sprintf("[%s]:%d %s", f.net.balancer(), sshPort, ssh.MarshalAuthorizedKey(f.hostKey))
+	known := fmt.Sprintf("[%s]:%d %s", balancerAddr, sshPort, ssh.MarshalAuthorizedKey(f.hostKey))
 	if err := os.WriteFile(f.path("known_hosts"), []byte(known), 0o644); err != nil {
 		return err
 	}
@@ -271,6 +269,11 @@ type gateway struct {
 	environ []string
 	addr    string
 
+	// notified is the socket at which the gateway tells its states, as to systemd, and
+	// mainPID gets the process IDs that it reports after hand-overs.
+	notified *net.UnixConn
+	mainPID  chan int
+
 	mu        sync.Mutex
 	process   *process
 	processes int
@@ -313,7 +316,7 @@ profiles:
       account: %s
       subnets: [%s]
       security_groups: [%s]
-`, g.addr, g, g.net.balancer(), f.net.gateway(g.number), monitoringPort, drainDelay, drain, g.idle, startTimeout, awsfake.Cluster, f.definition, me.Username,
+`, g.addr, g, balancerAddr, gatewayAddr(g.number), monitoringPort, drainDelay, drain, g.idle, startTimeout, awsfake.Cluster, f.definition, me.Username,
 		strings.Join(f.subnets, ", "), f.securityGroup)
 	return os.WriteFile(g.config(), []byte(config), 0o644)
 }
@@ -324,15 +327,12 @@ func (g *gateway) config() string { return g.path(g.String() + ".yaml") }
 func (g *gateway) command(args ...string) *exec.Cmd {
 	args = append(args, "--config", g.config())
 	program, _ := filepath.Abs(filepath.Join(g.bin, "gateway"))
-	cmd := exec.Command(program, args...)
-	if g.net.namespaces {
-		cmd = exec.Command("ip", append([]string{"netns", "exec", g.String(), program}, args...)...)
-	}
+	cmd := exec.Command("ip", append([]string{"netns", "exec", g.String(), program}, args...)...)
 	cmd.Env = append(os.Environ(), g.environ...)
 	return cmd
 }
 
-// start starts a process, and watches for its end.
+// start starts a process.
 func (g *gateway) start() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -341,16 +341,79 @@ func (g *gateway) start() error {
 	if err != nil {
 		return err
 	}
+	g.follow(p)
+	return nil
+}
+
+// follow makes p the gateway's process, and watches for its end. The caller holds mu.
+func (g *gateway) follow(p *process) {
 	g.process, g.expected = p, false
 	g.background.Go(func() {
 		<-p.done
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		if g.process == p && !g.expected {
-			g.results.violate("a gateway has ended by itself", "%s: %v\n%s", p.name, p.cmd.ProcessState, p.tail())
+			g.results.violate(failedGateways, "%s has ended by itself: %v\n%s", p.name, p.state, p.tail())
+		}
+	})
+}
+
+// listenToStates opens the socket for the gateway's states, see sd_notify(3).
+func (g *gateway) listenToStates() (err error) {
+	addr := &net.UnixAddr{Net: "unixgram", Name: g.path(g.String() + ".notify")}
+	os.Remove(addr.Name) // of an earlier run
+	if g.notified, err = net.ListenUnixgram(addr.Net, addr); err != nil {
+		return err
+	}
+	g.closers = append(g.closers, func() { g.notified.Close() })
+	g.environ = append(slices.Clip(g.environ), "NOTIFY_SOCKET="+addr.Name)
+	g.mainPID = make(chan int)
+	closed := make(chan struct{})
+	g.closers = append(g.closers, func() { close(closed) })
+	g.background.Go(func() {
+		buf := make([]byte, 4096)
+		for {
+			n, err := g.notified.Read(buf)
+			if err != nil {
+				return
+			}
+			for line := range strings.Lines(string(buf[:n])) {
+				value, ok := strings.CutPrefix(strings.TrimSpace(line), "MAINPID=")
+				if pid, err := strconv.Atoi(value); ok && err == nil {
+					select {
+					case g.mainPID <- pid:
+					case <-closed:
+					}
+				}
+			}
 		}
 	})
 	return nil
+}
+
+// handOver has the gateway start its successor, as an operator does after the installation
+// of a new version, and returns the old process, which drains.
+func (g *gateway) handOver(ctx context.Context) (old *process, err error) {
+	old = g.current()
+	old.signal(syscall.SIGUSR2)
+	select {
+	case pid := <-g.mainPID:
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.processes++
+		successor, err := adopt(fmt.Sprintf("%s-%d", g, g.processes), old.log, pid)
+		if err != nil {
+			return nil, err
+		}
+		g.follow(successor)
+		return old, nil
+	case <-old.done:
+		return nil, fmt.Errorf("%s: %v at SIGUSR2\n%s", old.name, old.state, old.tail())
+	case <-time.After(patience):
+		return nil, fmt.Errorf("%s has no successor %v after SIGUSR2\n%s", old.name, patience, old.tail())
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // ready returns when the gateway answers.
@@ -393,16 +456,16 @@ func (g *gateway) terminate() *process {
 func (f *fleet) targets(k *kind, gateway int) []string {
 	switch k {
 	case cutTable:
-		return []string{f.net.table()}
+		return []string{tableAddr}
 	case cutAWS:
-		return []string{f.net.aws()}
+		return []string{awsAddr}
 	case cutBastions:
-		return []string{f.net.bastions()}
+		return []string{bastionsNet}
 	case cutGateways:
 		var others []string
 		for i := 1; i <= gateways; i++ {
 			if i != gateway {
-				others = append(others, f.net.gateway(i))
+				others = append(others, gatewayAddr(i))
 			}
 		}
 		return others

@@ -32,6 +32,8 @@ type load struct {
 	mu     sync.Mutex
 	recent []int                // the last users, the newest last
 	ssh    [sshUsers]sync.Mutex // held during a login
+	// staying is the number of sessions that stay at each gateway.
+	staying [gateways + 1]int
 }
 
 func newLoad(f *fleet) *load { return &load{fleet: f, inFlight: make(chan struct{}, maxInFlight)} }
@@ -86,8 +88,34 @@ func (l *load) stay(ctx context.Context, user int) {
 			sleep(ctx, 2*time.Second)
 			continue
 		}
-		l.judge(s, s.hold(ctx, 24*time.Hour))
+		l.stays(s.gateway, 1)
+		err := s.hold(ctx, 24*time.Hour)
+		l.stays(s.gateway, -1)
+		l.judge(s, err)
 	}
+}
+
+// stays changes the number of sessions that stay at a gateway.
+func (l *load) stays(gateway, by int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.staying[gateway] += by
+}
+
+// awaitStaying returns when a gateway has one of the sessions that stay.
+func (l *load) awaitStaying(ctx context.Context, gateway int) error {
+	for deadline := time.Now().Add(patience); sleep(ctx, 100*time.Millisecond); {
+		l.mu.Lock()
+		n := l.staying[gateway]
+		l.mu.Unlock()
+		if n > 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s has no session that stays", namespaceOf(gateway))
+		}
+	}
+	return context.Cause(ctx)
 }
 
 // nextUser chooses a user of x/crypto's client.
@@ -155,15 +183,15 @@ func (l *load) visitBySSH(ctx context.Context, which int) {
 	defer cancel()
 	input := make([]byte, 100_000)
 	crand.Read(input)
-	cmd := exec.CommandContext(ctx, "ssh", "-F", "/dev/null", "-b", l.net.client(user), "-i", l.path(userName(user)), "-p", fmt.Sprint(sshPort),
+	cmd := exec.CommandContext(ctx, "ssh", "-F", "/dev/null", "-b", clientAddr(user), "-i", l.path(userName(user)), "-p", fmt.Sprint(sshPort),
 		"-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-o", "BatchMode=yes", "-o", "UserKnownHostsFile="+l.path("known_hosts"),
-		userName(user)+"@"+l.net.balancer(), "cat")
+		userName(user)+"@"+balancerAddr, "cat")
 	cmd.Stdin = bytes.NewReader(input)
 	var out, text bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &text
 	began := time.Now()
 	err := cmd.Run()
-	gateway := l.balancer.route(l.net.client(user))
+	gateway := l.balancer.route(clientAddr(user))
 	if err != nil {
 		l.judgeRefusal(refusedLogins, user, &refusal{gateway, began, time.Now(), reason(err, text.String())})
 		return

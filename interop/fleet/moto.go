@@ -72,15 +72,15 @@ func startMoto(ctx context.Context, f *fleet) (environ []string, err error) {
 		return nil, err
 	}
 	const port = "5000"
-	server, err := f.spawner.start(f.dir, "moto", exec.Command(filepath.Join(dir, "bin", "python"), "interop/moto/server.py", "-H", f.net.aws(), "-p", port))
+	server, err := f.spawner.start(f.dir, "moto", exec.Command(filepath.Join(dir, "bin", "python"), "interop/moto/server.py", "-H", awsAddr, "-p", port))
 	if err != nil {
 		return nil, err
 	}
 	f.closers = append(f.closers, server.kill)
-	if err := awaitPort(ctx, f.net.aws()+":"+port); err != nil {
+	if err := awaitPort(ctx, awsAddr+":"+port); err != nil {
 		return nil, fmt.Errorf("moto: %w\n%s", err, server.tail())
 	}
-	endpoint := "http://" + f.net.aws() + ":" + port
+	endpoint := "http://" + awsAddr + ":" + port
 	cfg := aws.Config{
 		Region: awsfake.Region, BaseEndpoint: &endpoint,
 		Credentials: credentials.NewStaticCredentialsProvider(awsfake.AccessKey, awsfake.SecretKey, ""),

@@ -7,63 +7,36 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
-
-	"github.com/sallyport-ssh/sallyport/internal/awsfake"
 )
 
 // gateways is the number of gateways.
 const gateways = 3
 
-// maxUsers is the number of client addresses of a network.
+// maxUsers is the number of client addresses.
 const maxUsers = 10 * 250
 
-// A network has the addresses of a run. Each user, service and task has an address of
-// its own, all on this machine.
-type network struct {
-	// namespaces says that each gateway is in a network namespace of its own, so
-	// that its network can be cut.
-	namespaces bool
-	// prefix is the first half of all addresses but those of gateways. Tasks are in
-	// the networks 0 to 63 of it.
-	prefix  string
-	release func() // of the prefix; nil if it is the namespace's own
-}
-
+// The addresses of a run. Each user, service and task has one of its own, in the namespaces
+// only.
 const (
 	// linkPrefix is the network between the gateways' namespaces and the one of
 	// everything else. All of localSpace is local to the latter: spacePrefix is in
-	// it, and the random addresses that moto gives to tasks. They are known inside
-	// of the namespaces only.
+	// it, and the random addresses that moto gives to tasks.
 	linkPrefix  = "192.168.89."
 	localSpace  = "10.0.0.0/8"
 	spacePrefix = "10.90"
+
+	bastionsNet  = spacePrefix + ".0.0/18"
+	tableAddr    = spacePrefix + ".200.1"
+	awsAddr      = spacePrefix + ".200.2"
+	balancerAddr = spacePrefix + ".200.5"
 )
 
-// newNetwork returns the network of the namespaces, or one on the loopback interface.
-func newNetwork() (*network, error) {
-	if os.Getenv(stageVar) == stageIsolated {
-		return &network{namespaces: true, prefix: spacePrefix}, nil
-	}
-	prefix, release, err := awsfake.Loopback()
-	return &network{prefix: prefix, release: release}, err
-}
+// gatewayAddr returns the address of a gateway, numbered from 1.
+func gatewayAddr(number int) string { return fmt.Sprint(linkPrefix, 10+number) }
 
-func (n *network) table() string    { return n.prefix + ".200.1" }
-func (n *network) aws() string      { return n.prefix + ".200.2" }
-func (n *network) balancer() string { return n.prefix + ".200.5" }
-func (n *network) bastions() string { return n.prefix + ".0.0/18" }
-
-// gateway returns the address of a gateway, numbered from 1.
-func (n *network) gateway(number int) string {
-	if n.namespaces {
-		return fmt.Sprint(linkPrefix, 10+number)
-	}
-	return fmt.Sprint(n.prefix, ".200.", 10+number)
-}
-
-// client returns the address of a user.
-func (n *network) client(user int) string {
-	return fmt.Sprintf("%s.%d.%d", n.prefix, 210+user/250, 1+user%250)
+// clientAddr returns the address of a user.
+func clientAddr(user int) string {
+	return fmt.Sprintf("%s.%d.%d", spacePrefix, 210+user/250, 1+user%250)
 }
 
 func namespaceOf(gateway int) string { return fmt.Sprint("gateway", gateway) }
@@ -164,12 +137,12 @@ func command(line string) error {
 }
 
 // cut drops all packets between a gateway and the addresses, until heal.
-func (n *network) cut(gateway int, addrs []string) error { return n.filter("-A", gateway, addrs) }
+func cut(gateway int, addrs []string) error { return filter("-A", gateway, addrs) }
 
 // heal undoes cut.
-func (n *network) heal(gateway int, addrs []string) error { return n.filter("-D", gateway, addrs) }
+func heal(gateway int, addrs []string) error { return filter("-D", gateway, addrs) }
 
-func (n *network) filter(action string, gateway int, addrs []string) error {
+func filter(action string, gateway int, addrs []string) error {
 	for _, addr := range addrs {
 		for _, rule := range []string{"INPUT -s ", "OUTPUT -d "} {
 			if err := command(fmt.Sprintf("ip netns exec %s iptables -w %s %s%s -j DROP", namespaceOf(gateway), action, rule, addr)); err != nil {

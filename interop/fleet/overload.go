@@ -15,7 +15,7 @@ const (
 
 // overloaded is not a fault of the fleet: other programs use the machine, so that the
 // services of this run do not answer in time. The results have its duration.
-var overloaded = &kind{"machine overloaded", true, true, time.Minute}
+var overloaded = &kind{"machine overloaded", true, true, 0, time.Minute}
 
 // watchLoad probes the services, past their injected faults, until ctx ends. While one does
 // not answer, no refused login or lost session is a broken promise.

@@ -12,10 +12,12 @@ import (
 
 // A process is a child of this one.
 type process struct {
-	name string
-	cmd  *exec.Cmd
-	log  string        // path of its output
-	done chan struct{} // closed after it has ended and was waited for
+	name    string
+	process *os.Process
+	log     string        // path of its output
+	done    chan struct{} // closed after it has ended and was waited for
+	// state says how it has ended. It is set before done is closed.
+	state *os.ProcessState
 }
 
 // A spawner starts processes that end with this one, also if this one is killed.
@@ -36,7 +38,7 @@ func newSpawner() *spawner {
 
 // start starts cmd, with its output in dir/name.log.
 func (s *spawner) start(dir, name string, cmd *exec.Cmd) (*process, error) {
-	p := &process{name: name, cmd: cmd, log: filepath.Join(dir, name+".log"), done: make(chan struct{})}
+	p := &process{name: name, log: filepath.Join(dir, name+".log"), done: make(chan struct{})}
 	log, err := os.Create(p.log)
 	if err != nil {
 		return nil, err
@@ -49,14 +51,31 @@ func (s *spawner) start(dir, name string, cmd *exec.Cmd) (*process, error) {
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
+	p.process = cmd.Process
 	go func() { // ends with the process
 		cmd.Wait()
+		p.state = cmd.ProcessState
 		close(p.done)
 	}()
 	return p, nil
 }
 
-func (p *process) signal(s syscall.Signal) { p.cmd.Process.Signal(s) }
+// adopt returns the process with the ID, which another one has started as a child of this
+// one (CLONE_PARENT in clone(2)), with its output in the log of that one.
+func adopt(name, log string, pid int) (*process, error) {
+	found, err := os.FindProcess(pid)
+	if err != nil {
+		return nil, err
+	}
+	p := &process{name: name, process: found, log: log, done: make(chan struct{})}
+	go func() { // ends with the process
+		p.state, _ = found.Wait()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+func (p *process) signal(s syscall.Signal) { p.process.Signal(s) }
 
 // kill ends the process at once, and waits for its end.
 func (p *process) kill() {
@@ -72,8 +91,8 @@ func (p *process) endWithin(d time.Duration) error {
 		p.kill()
 		return fmt.Errorf("%s did not end within %v, and was killed", p.name, d)
 	}
-	if state := p.cmd.ProcessState; !state.Success() {
-		return fmt.Errorf("%s: %v", p.name, state)
+	if p.state == nil || !p.state.Success() { // nil: it was not a child
+		return fmt.Errorf("%s: %v", p.name, p.state)
 	}
 	return nil
 }

@@ -76,7 +76,7 @@ func (f *fleet) open(ctx context.Context, user, via int) (*session, error) {
 
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(f.net.client(user))}}
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(clientAddr(user))}}
 	addr := f.balancer.addr
 	if via != 0 {
 		addr = f.gateways[via].addr

@@ -2,74 +2,59 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 )
 
-// endOfDrain is the only effect of an upgrade: sessions that are still open when drain
-// is over end. No login may be refused, and no session may end before.
-var endOfDrain = &kind{"open at the end of drain", false, true, drain}
-
-// upgrade replaces one gateway after the other, under load: SIGTERM to the old process,
-// and a start of its successor at the same address when drain_delay is over.
+// upgrade replaces one gateway after the other, under load: SIGUSR2 has it start a
+// successor, which gets its sockets, see docs/adr/0016. No login may be refused. Sessions
+// go on at the old process; those that are still open at the end of drain end then, and
+// none before.
 func (f *fleet) upgrade(ctx context.Context) error {
 	defer f.watch(ctx)()
 	loading, stopLoad := context.WithCancel(ctx)
 	defer stopLoad()
-	var load sync.WaitGroup
-	load.Go(func() { newLoad(f).run(loading) })
-	pause := max(5*time.Second, f.time/20)
+	load := newLoad(f)
+	var running sync.WaitGroup
+	running.Go(func() { load.run(loading) })
+	defer running.Wait()
+	defer stopLoad()
+
+	pause := max(3*time.Second, f.time/20)
+	var draining sync.WaitGroup
+	defer draining.Wait()
 	for _, g := range f.gateways[1:] {
 		if !sleep(ctx, pause) {
-			break
+			return nil
 		}
-		if err := f.replace(ctx, g); err != nil {
+		if err := load.awaitStaying(ctx, g.number); err != nil {
 			return err
 		}
+		fault := f.begin(upgraded, g.number)
+		old, err := g.handOver(ctx)
+		if err != nil {
+			return err
+		}
+		f.results.add(f.results.Counts, "upgrades", 1)
+		draining.Go(func() {
+			if err := old.endWithin(drain + patience); err != nil {
+				f.results.violate(failedGateways, "after the upgrade: %v\n%s", err, old.tail())
+			}
+			f.blame.end(fault, time.Now())
+		})
 	}
+	draining.Wait()
 	sleep(ctx, pause)
 	stopLoad()
-	load.Wait()
+	running.Wait()
 	return f.finish(ctx)
 }
 
-// replace replaces the process of a gateway.
-func (f *fleet) replace(ctx context.Context, g *gateway) error {
-	fmt.Fprintf(os.Stderr, "%s %s: upgrade\n", time.Now().UTC().Format(time.TimeOnly), g)
-	old := g.terminate()
-	ends := f.blame.begin(endOfDrain, g.number, time.Now().Add(drainDelay+drain))
-	awaitClosed(ctx, g.addr) // the successor waits for the port, for three seconds only
-	if err := g.start(); err != nil {
-		return err
-	}
-	if err := g.ready(ctx); err != nil {
-		return err
-	}
-	if err := old.endWithin(drainDelay + drain + patience); err != nil {
-		f.results.violate(failedGateways, "after SIGTERM: %v\n%s", err, old.tail())
-	}
-	f.blame.end(ends, time.Now())
-	f.results.add(f.results.Counts, "upgrades", 1)
-	return nil
-}
-
-// awaitClosed returns when nothing listens at the address, or ctx has ended.
-func awaitClosed(ctx context.Context, addr string) {
-	for {
-		c, err := net.DialTimeout("tcp", addr, 5*time.Second)
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			return
-		}
-		if err == nil {
-			c.Close()
-		}
-		if !sleep(ctx, 50*time.Millisecond) {
-			return
-		}
-	}
+// begin enters a fault, until it is ended, and prints it.
+func (f *fleet) begin(k *kind, gateway int) *fault {
+	fault := f.blame.begin(k, gateway, time.Now().Add(k.delay))
+	fmt.Fprintf(os.Stderr, "%s %v\n", time.Now().UTC().Format(time.TimeOnly), fault)
+	return fault
 }
