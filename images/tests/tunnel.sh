@@ -12,5 +12,6 @@ for host in tunnel rotunnel; do # the second with a read-only root file system
 	equal "$host: -L" "$(curl -sS "http://127.0.0.1:$local/page")" "through $host"
 	equal "$host: -D" "$(curl -sS --socks5-hostname "127.0.0.1:$socks" "http://localhost:$web/page")" "through $host"
 	equal "$host: a session" "$(status "${ssh[@]}" $host true 2>err)" 127
-	grep -q '/sbin/nologin: No such file or directory' err
+	grep -q '^This bastion has no shell and only forwards connections: ' err
+	ssh -F "$SSH_CONFIG" -tt $host </dev/null 2>&1 | grep -q '^This bastion has no shell and only forwards connections: '
 done

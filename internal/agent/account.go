@@ -3,7 +3,9 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -69,6 +71,13 @@ func (a Account) shell() string {
 		return "/bin/sh"
 	}
 	return a.Shell
+}
+
+// hasNoShell reports whether the login shell is nologin, and there is no such program. A
+// nologin that exists prints a message of its own.
+func (a Account) hasNoShell() bool {
+	_, err := os.Stat(a.shell())
+	return filepath.Base(a.shell()) == "nologin" && errors.Is(err, fs.ErrNotExist)
 }
 
 // check returns an error if this process cannot run programs as the account.

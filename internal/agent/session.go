@@ -316,7 +316,11 @@ func (s *session) startProcess(l launch) (*process, unix.WaitStatus) {
 	}
 	if err != nil {
 		s.c.log.Warn("starting a session failed", "program", cmd.path, "err", err)
-		fmt.Fprintf(l.files[2], "%s: %s\n", cmd.path, errorText(err))
+		if cmd.path == shell && a.hasNoShell() {
+			io.WriteString(l.files[2], forwardsOnly)
+		} else {
+			fmt.Fprintf(l.files[2], "%s: %s\n", cmd.path, errorText(err))
+		}
 		return nil, exitCode(127)
 	}
 	s.setProcess(proc)
@@ -326,6 +330,10 @@ func (s *session) startProcess(l launch) (*process, unix.WaitStatus) {
 // sftpOnly is sshd's answer to a shell or command if the forced command is internal-sftp.
 // The exit status is 1.
 const sftpOnly = "This service allows sftp connections only.\n"
+
+// forwardsOnly is the answer to a shell, command or subsystem in an image without a shell,
+// such as tunnel of images/bastion. The exit status is 127.
+const forwardsOnly = "This bastion has no shell and only forwards connections: use ssh with -J or -W, or with -N and -L or -D.\n"
 
 // shellWords quotes words for the shell and joins them.
 func shellWords(words []string) string {

@@ -278,6 +278,8 @@ func TestStartFails(t *testing.T) {
 		code         int
 	}{
 		{"no shell", func(s *Server) { s.Account.Shell = "/nonexistent/shell" }, "", "/nonexistent/shell: No such file or directory\n", 127},
+		{"no shell on purpose", func(s *Server) { s.Account.Shell = "/nonexistent/nologin" }, "", forwardsOnly, 127},
+		{"nologin", func(s *Server) { s.Account.Shell = "/usr/sbin/nologin" }, "This account is currently not available.\n", "", 1},
 		{"no home", func(s *Server) { s.Account.Home = "/nonexistent" }, "/\n", "Could not chdir to home directory /nonexistent: No such file or directory\n", 0},
 		{"no account's shell", func(s *Server) { s.Account.Shell = "" }, "/\n", "", 0},
 	} {
