@@ -144,6 +144,8 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 			}
 			return context.WithValue(ctx, callKey{}, nc.(*gateway.Call))
 		},
+		// That handler would wait for a body without a limit of time, and log nothing.
+		DisableGeneralOptionsHandler: true,
 		// The call logs each failure, within limits.
 		ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
 	}

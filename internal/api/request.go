@@ -44,13 +44,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			q.fail(errPanic)
 		}
 	}()
+	if r.ContentLength != 0 {
+		// The server reads the rest of the body, after any answer, without a limit of
+		// time.
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(time.Second))
+	}
 	if err := q.call.Penalty(); err != nil {
 		q.fail(err)
 		return
 	}
 	if r.ContentLength != 0 {
-		// The rest of the body would be read without a limit of time.
-		http.NewResponseController(w).SetReadDeadline(time.Now().Add(time.Second))
 		q.call.Refuse("", r.UserAgent(), errBody)
 		q.fail(errBody)
 		return
