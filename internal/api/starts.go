@@ -28,7 +28,7 @@ type starts struct {
 // A start gets a bastion for the requests that wait for it, also after they have ended. If
 // the bastion runs, it proves that, and takes milliseconds.
 type start struct {
-	done chan struct{} // closed when the fields below are set
+	done chan struct{} // closed when the fields below are set; never if the gateway drains first
 	// failed is nil if the bastion runs.
 	failed *gateway.Problem
 	ended  time.Time
@@ -53,6 +53,9 @@ func (s *starts) begin(owner bastion.Owner, dial func(context.Context, identity.
 		// A login without permissions, like the one that ends a start.
 		id := identity.Identity{User: owner.User, Profile: owner.Profile, ConnID: call.Ref(), Permissions: identity.Permissions{Limits: limits}}
 		err := catchPanic(call, func() error { return dial(s.ctx, id) })
+		if s.ctx.Err() != nil {
+			return // the gateway drains, and the bastion goes on starting, as the requests answer
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		defer close(st.done)
@@ -63,9 +66,8 @@ func (s *starts) begin(owner bastion.Owner, dial func(context.Context, identity.
 		}
 		p := call.Explain(err)
 		st.failed = &p
-		// If the gateway drains, the bastion goes on starting. Names of profiles that do
-		// not exist must not fill the memory.
-		if s.ctx.Err() != nil || errors.Is(err, bastion.ErrNoProfile) {
+		// Names of profiles that do not exist must not fill the memory.
+		if errors.Is(err, bastion.ErrNoProfile) {
 			delete(s.of, owner)
 			return
 		}
