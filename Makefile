@@ -42,7 +42,8 @@ fleet: build
 	$(GO) build -trimpath -o bin/ ./interop/fleet
 	scripts/clean-home bin/fleet -time $(or $(FLEETTIME),10m) $(ARGS)
 
-# Linters, plans and tests of deploy. It needs terraform, which is not in Debian.
+# Linters, plans and tests of deploy. Plans and tests need terraform, which is not in
+# Debian; without it, the others run.
 deploy-check:
 	scripts/apt-require openssh-client python3-venv
 	deploy/check/run
