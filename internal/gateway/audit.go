@@ -178,7 +178,7 @@ func certificateOf(key ssh.PublicKey) *audit.Certificate {
 // the refusal was only counted.
 func (c *conn) auditLoginRefused(err error) bool {
 	// Health checks of load balancers would fill the log.
-	if c.healthCheck && c.attempt.user == "" || errors.Is(err, errSilent) {
+	if c.isSilent(err) {
 		return true
 	}
 	if c.dial == nil && c.suppressRefusal(err) {

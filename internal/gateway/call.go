@@ -92,7 +92,7 @@ func (k *Call) start() (err error) {
 		return errCallRejected
 	}
 	if c.slot, err = c.srv.callStartups.take(c.source(), c.cfg.MaxStartups, c.cfg.PerSourceMaxStartups); err != nil {
-		c.logRejected(slog.LevelWarn, err)
+		c.logRejected(rejectedStartups, slog.LevelWarn, err)
 		return err
 	}
 	if !c.register() {
@@ -161,9 +161,10 @@ func (k *Call) end() {
 	}
 }
 
-// refuse penalises and logs the refusal of a login. The caller holds k.mu.
+// refuse penalises, counts and logs the refusal of a login. The caller holds k.mu.
 func (k *Call) refuse(err error) {
 	k.failed = true
+	k.conn.countLogin(err)
 	k.conn.penalise(err)
 	if k.conn.auditLoginRefused(err) {
 		k.conn.logLoginRefused(err)
@@ -200,7 +201,7 @@ func (k *Call) Penalty() error {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		k.failed = true
-		k.conn.logRejected(slog.LevelInfo, err)
+		k.conn.logRejected(rejectedPenalty, slog.LevelInfo, err)
 	}
 	return err
 }
@@ -273,6 +274,7 @@ func (k *Call) Login(ctx context.Context, p Proof) (identity.Identity, error) {
 	k.grant = c.creds.grant
 	c.identity = id
 	k.loggedIn = true
+	c.countLogin(nil)
 	c.log.Info("login", "user", id.User, "profile", id.Profile, "key", id.Key, "client", c.clientVersion, "protocol", callProtocol)
 	c.srv.mu.Lock()
 	c.loggedIn = true

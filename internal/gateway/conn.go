@@ -143,6 +143,7 @@ func (s *Server) newConn(nc net.Conn) *conn {
 	}
 	c.setLog("remote", nc.RemoteAddr().String())
 	c.keepAliveTCP(nc)
+	s.counters.accepted.Add(1)
 	return c
 }
 
@@ -160,14 +161,14 @@ func (c *conn) startup(ctx context.Context, nc net.Conn) bool {
 		return false
 	}
 	if err := c.checkPenalty(); err != nil {
-		c.logRejected(slog.LevelInfo, err) // the penalty was logged as a warning
+		c.logRejected(rejectedPenalty, slog.LevelInfo, err) // the penalty was logged as a warning
 		c.reject(nc, transport.ReasonHostNotAllowed, penaltyMessage(err))
 		return false
 	}
 	var err error
 	c.slot, err = c.srv.startups.take(c.source(), c.cfg.MaxStartups, c.cfg.PerSourceMaxStartups)
 	if err != nil {
-		c.logRejected(slog.LevelWarn, err)
+		c.logRejected(rejectedStartups, slog.LevelWarn, err)
 		c.reject(nc, transport.ReasonTooManyConnections, startupsMessage(err))
 		return false
 	}
@@ -176,7 +177,9 @@ func (c *conn) startup(ctx context.Context, nc net.Conn) bool {
 
 // login authenticates the client, and logs the result.
 func (c *conn) login(ctx context.Context) bool {
-	if err := c.authenticate(ctx); err != nil {
+	err := c.authenticate(ctx)
+	c.countLogin(err)
+	if err != nil {
 		c.penalise(err)
 		if c.auditLoginRefused(err) {
 			c.logLoginRefused(err)
@@ -278,6 +281,11 @@ func (c *conn) register() bool {
 func (c *conn) unregister() {
 	c.srv.mu.Lock()
 	defer c.srv.mu.Unlock()
+	if _, registered := c.srv.conns[c]; registered && c.relay != nil {
+		_, fromClient, toClient := c.relay.Channels()
+		c.srv.endedFromClients += fromClient
+		c.srv.endedToClients += toClient
+	}
 	delete(c.srv.conns, c)
 	if user := c.countedAs; user != "" {
 		if c.srv.users[user]--; c.srv.users[user] == 0 {

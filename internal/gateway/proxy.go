@@ -53,7 +53,7 @@ func (c *conn) resolveClient(ctx context.Context, nc net.Conn) bool {
 		nc.Close()
 		return false
 	case err != nil:
-		c.logRejected(slog.LevelWarn, err)
+		c.logRejected(rejectedProxyHeader, slog.LevelWarn, err)
 		c.reject(nc, transport.ReasonHostNotAllowed, proxyMessage)
 		return false
 	case header.Command.IsLocal():

@@ -78,6 +78,8 @@ type Server struct {
 	unauthBudget  budget       // of all connections without a proven key together
 	unauthDropped atomic.Int64 // lines of such connections that were dropped
 
+	counters counters
+
 	accepting atomic.Pointer[[]acceptLoop] // of Serve; nil before
 	// accepted counts the connections of Serve that have not ended.
 	accepted atomic.Int64
@@ -87,6 +89,8 @@ type Server struct {
 	mu    sync.Mutex
 	conns map[*conn]struct{}
 	users map[string]int // connections per user
+	// Bytes that ended connections have relayed.
+	endedFromClients, endedToClients int64
 	// draining: no new connections are accepted. closing: all connections are
 	// being closed.
 	draining, closing bool

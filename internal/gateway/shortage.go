@@ -60,6 +60,7 @@ func (s *Server) rejectOne(ln net.Listener, spare *spareFile) bool {
 		return errors.Is(err, os.ErrDeadlineExceeded)
 	}
 	c := s.newConn(nc)
+	s.counters.rejected[rejectedShortage].Add(1)
 	defer c.closeOnPanic(nc)
 	c.reject(nc, transport.ReasonServiceNotAvailable, busyMessage)
 	return true

@@ -81,9 +81,10 @@ func (s *suppressedLog[K]) flush(now time.Time, all bool) map[K]suppressed {
 	return due
 }
 
-// logRejected logs and audits the rejection of the connection, because of err, before
-// the key exchange.
-func (c *conn) logRejected(level slog.Level, err error) {
+// logRejected counts, logs and audits the rejection of the connection, because of err,
+// before the key exchange.
+func (c *conn) logRejected(reason rejection, level slog.Level, err error) {
+	c.srv.counters.rejected[reason].Add(1)
 	e := audit.Event{Type: audit.ConnectionRefused, Conn: c.ref, Client: c.clientAddr, Server: c.serverAddr, Rule: err.Error()}
 	if c.srv.suppressedConns.add(c.source(), e, level, time.Now()) {
 		c.unmetered().Log(context.Background(), level, "connection refused", "err", err)

@@ -20,7 +20,7 @@ func TestSuppressedLog(t *testing.T) {
 		events := gw.auditTo(t)
 		turnAway := func(from string, why string) {
 			c := &conn{srv: gw.srv, cfg: gw.srv.settings(), ref: newRef(), log: gw.srv.Log, clientAddr: netip.MustParseAddrPort(from)}
-			c.logRejected(slog.LevelWarn, errors.New(why))
+			c.logRejected(rejectedStartups, slog.LevelWarn, errors.New(why))
 		}
 		turnAway("192.0.2.1:1", "a")
 		for i := range 1000 {
