@@ -102,6 +102,8 @@ type Log struct {
 	stuck     bool // a write has timed out, and none has succeeded since
 	failing   bool
 	lost      uint64    // events that no line has counted yet
+	written   uint64    // lines, for Stats
+	lostEver  uint64    // for Stats
 	alerted   time.Time // when the failure was last logged
 	onFailure func()
 }
@@ -220,6 +222,30 @@ func (l *Log) Retry() {
 	}
 }
 
+// Stats are numbers of a [Log], for metrics.
+type Stats struct {
+	// Queued is the number of events that wait to be written, at most 1,024.
+	Queued int
+	// Written and Lost count events since Open.
+	Written, Lost uint64
+	// Failing says that the last write has failed.
+	Failing bool
+	// Free is the result of [Log.Free].
+	Free int64
+}
+
+// Stats returns the present numbers. It does not wait for a write.
+func (l *Log) Stats() Stats {
+	s := Stats{Free: l.Free()}
+	if l == nil {
+		return s
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s.Queued, s.Written, s.Lost, s.Failing = len(l.queue), l.written, l.lostEver, l.failing
+	return s
+}
+
 // Free returns how many bytes can still be written, including the reserve; -1 if that
 // is unknown, as with syslog. The result may be a second old.
 func (l *Log) Free() int64 {
@@ -335,6 +361,7 @@ func (l *Log) write(en *entry) (int, error) {
 	l.seq++
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.written++
 	l.lost -= e.Lost
 	l.stuck = false
 	if l.failing {
@@ -350,6 +377,7 @@ func (l *Log) write(en *entry) (int, error) {
 func (l *Log) recordFailure(why error, n uint64) {
 	l.mu.Lock()
 	l.lost += n
+	l.lostEver += n
 	first := !l.failing
 	l.failing = true
 	onFailure := l.onFailure

@@ -398,6 +398,9 @@ func TestStuck(t *testing.T) {
 		if failures.Load() != 1 {
 			t.Errorf("%d failures", failures.Load())
 		}
+		if got, want := l.Stats(), (Stats{Queued: queueSize, Lost: 100, Failing: true, Free: -1}); got != want {
+			t.Errorf("stats are %+v, want %+v", got, want)
+		}
 		close(pipe.opened)
 		synctest.Wait()
 		if err := l.Write(Event{Type: End}); err != nil {
@@ -412,6 +415,9 @@ func TestStuck(t *testing.T) {
 			}
 			events++
 			lost += e.Lost
+		}
+		if got, want := l.Stats(), (Stats{Written: queueSize + 2, Lost: 100, Free: -1}); got != want {
+			t.Errorf("stats at the end are %+v, want %+v", got, want)
 		}
 		if events != queueSize+2 || lost != 100 {
 			t.Errorf("%d events and %d lost, want %d and 100", events, lost, queueSize+2)
