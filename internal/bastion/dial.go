@@ -76,6 +76,7 @@ type Dialer struct {
 
 	conns     connections
 	known     remembered
+	present   present
 	durations startDurations
 	recent    recentStarts
 	reloaded  atomic.Pointer[Settings]    // nil: Settings is in force
@@ -152,6 +153,7 @@ func (d *Dialer) bastionOf(owner Owner, profile Profile, settings *Settings) *ba
 		onEvent:   d.Event,
 		conns:     &d.conns,
 		known:     &d.known,
+		present:   &d.present,
 		alone:     d.Alone,
 		log:       d.Log.With("owner", owner),
 		adoptProfile: func(ctx context.Context) (listing, adopting error) {
@@ -225,6 +227,7 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 		if err == nil {
 			conn.Started = started
 			d.known.put(owner, conn.Task)
+			d.present.put(owner, conn.Task.ID)
 			return conn, nil
 		}
 		last = err
@@ -398,7 +401,7 @@ func (b *bastion) reportStart(entry Entry, err error, took time.Duration) {
 		task.Usage = usage
 	}
 	b.log.Error("bastion did not start", "ms", took.Milliseconds(), "task", task.ID, "generation", task.Generation, "err", err)
-	b.event(Event{Kind: Failed, Task: task, Took: took, Reason: err.Error()})
+	b.event(Event{Kind: Failed, Task: task, Took: took, Reason: err.Error(), Err: err})
 }
 
 // isStarting reports whether this process is starting the owner's bastion.

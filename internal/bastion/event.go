@@ -15,6 +15,8 @@ type Event struct {
 	MaxLife time.Duration
 	// Reason is for the operator; empty if nothing is wrong.
 	Reason string
+	// Err is the error of a Failed start, with Reason as its text; nil for other events.
+	Err error
 }
 
 // An EventKind is the kind of an [Event].
@@ -30,8 +32,9 @@ const (
 
 // event sends e, with the owner, to the Dialer's Event.
 func (b *bastion) event(e Event) {
+	e.Owner = b.owner
+	b.present.observe(e)
 	if b.onEvent != nil {
-		e.Owner = b.owner
 		b.onEvent(e)
 	}
 }

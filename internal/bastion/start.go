@@ -47,6 +47,7 @@ type bastion struct {
 	onEvent func(Event)                                                       // may be nil
 	conns   *connections
 	known   *remembered
+	present *present
 	// alone is [Dialer.Alone]; it may be nil.
 	alone func(context.Context) error
 	log   *slog.Logger // has the owner

@@ -93,11 +93,13 @@ func (d *Dialer) Sweep(ctx context.Context) error {
 	strays := map[string]stray{}
 	complete := true
 	for name, profile := range settings.Profiles {
+		began := time.Now()
 		tasks, err := profile.Launcher.List(ctx)
 		if err != nil {
 			complete = false
 			errs = append(errs, fmt.Errorf("listing the bastions of profile %s: %w", name, err))
 		} else {
+			d.present.replace(name, tasks, began)
 			errs = append(errs, d.removeEnded(ctx, name, profile, settings, tasks))
 		}
 		for _, found := range tasks {
