@@ -1,6 +1,6 @@
 package config
 
-// Monitoring is the HTTP server for health checks.
+// Monitoring is the HTTP server for health checks and metrics.
 type Monitoring struct {
 	// Listen is its "host:port". Empty, the default, means that there is none. Port 0
 	// takes any free port.

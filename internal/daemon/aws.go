@@ -27,13 +27,13 @@ const awsTimeout = 30 * time.Second
 func LoadConfig(ctx context.Context, path, copies string) (*config.Gateway, error) {
 	ctx, cancel := context.WithTimeout(ctx, awsTimeout)
 	defer cancel()
-	return config.Load(path, newTexts().forConfig(ctx, copies))
+	return config.Load(path, newTexts(nil).forConfig(ctx, copies))
 }
 
 // MakeCopies makes the copies of texts in AWS that cfg has, or brings them up to date.
 // The error has all mistakes. It blocks like LoadConfig.
 func MakeCopies(ctx context.Context, cfg *config.Gateway) error {
-	return makeCopies(ctx, cfg.Copies, newTexts())
+	return makeCopies(ctx, cfg.Copies, newTexts(nil))
 }
 
 // texts reads texts in AWS. reader is called at the first reference, because most
@@ -48,15 +48,18 @@ type reader interface {
 	Folder(ctx context.Context, reference string) (map[string]secrets.Secret, error)
 }
 
+// An observer observes calls of AWS; see [fargate.Load]. It may be nil.
+type observer func(service, operation, result string)
+
 // newTexts returns the texts of the Region and the credentials of the environment.
-func newTexts() texts {
+func newTexts(observed observer) texts {
 	var mu sync.Mutex
 	var made *secrets.Reader
 	return texts{func(ctx context.Context) (reader, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		if made == nil {
-			cfg, err := fargate.Load(ctx)
+			cfg, err := fargate.Load(ctx, observed)
 			if err != nil {
 				return nil, err
 			}

@@ -28,13 +28,13 @@ func Check(cfg *config.Gateway) []error {
 // Table returns the table that the configuration shares with other gateways, or nil.
 // It makes no call.
 func Table(ctx context.Context, cfg *config.Gateway) (*dynamo.Table, error) {
-	return newTable(ctx, cfg)
+	return newTable(ctx, cfg, nil)
 }
 
 // FargateLaunchers returns the launchers of the profiles on Fargate, by the names of
 // these. They are for [fargate.Launcher.Check].
 func FargateLaunchers(ctx context.Context, cfg *config.Gateway) (map[string]*fargate.Launcher, error) {
-	cloud, err := newCloud(ctx, cfg, slog.New(slog.DiscardHandler))
+	cloud, err := newCloud(ctx, cfg, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
 	}

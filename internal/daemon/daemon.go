@@ -9,9 +9,11 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +28,7 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/fargate"
 	"github.com/sallyport-ssh/sallyport/internal/gateway"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/metrics"
 	"github.com/sallyport-ssh/sallyport/internal/revoked"
 )
 
@@ -40,7 +43,7 @@ type Daemon struct {
 	Hangups <-chan os.Signal
 	// Version is that of the program. Other gateways show it.
 	Version string
-	// Monitoring accepts requests of health checks. It may be nil. Serve closes it.
+	// Monitoring accepts requests of health checks and for metrics. It may be nil. Serve closes it.
 	Monitoring net.Listener
 	// API accepts requests to the HTTP API. If it is empty, there is none.
 	API []net.Listener
@@ -58,6 +61,8 @@ type Daemon struct {
 	ledger *bastion.Folder // nil: the ledger is in memory, or the table
 	events *audit.Log      // nil: there is no audit log
 	log    *slog.Logger
+
+	metrics *metrics.Metrics
 
 	drain    context.CancelFunc // ends the context draining
 	draining context.Context    // has ended when the gateway leaves service
@@ -89,11 +94,13 @@ type Daemon struct {
 // run. [MakeCopies] must have made the copies of cfg. An audit log to standard output
 // goes to stdout. The caller closes the Daemon.
 func New(ctx context.Context, cfg *config.Gateway, stdout io.Writer, log *slog.Logger) (_ *Daemon, err error) {
-	cloud, err := newCloud(ctx, cfg, log)
+	d := &Daemon{id: gatewayID(), started: time.Now(), log: log}
+	d.metrics = metrics.New(d.state)
+	cloud, err := newCloud(ctx, cfg, d.metrics.AWSRequest, log)
 	if err != nil {
 		return nil, err
 	}
-	table, err := newTable(ctx, cfg)
+	table, err := newTable(ctx, cfg, d.metrics.AWSRequest)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +108,7 @@ func New(ctx context.Context, cfg *config.Gateway, stdout io.Writer, log *slog.L
 	if err != nil {
 		return nil, err
 	}
-	d := &Daemon{cloud: cloud, table: table, texts: newTexts(), id: gatewayID(), started: time.Now(), log: log}
+	d.cloud, d.table, d.texts = cloud, table, newTexts(d.metrics.AWSRequest)
 	d.fleet = newFleet(d)
 	if err := d.use(parts); err != nil {
 		return nil, err
@@ -137,9 +144,9 @@ func New(ctx context.Context, cfg *config.Gateway, stdout io.Writer, log *slog.L
 	}
 	d.dialer = &bastion.Dialer{
 		Settings: parts.dialerSettings(),
-		Ledger:   observedLedger{ledger, &d.ledgerHealth},
+		Ledger:   observedLedger{ledger, &d.ledgerHealth, d.metrics},
 		Log:      log,
-		Event:    func(e bastion.Event) { d.events.Write(bastionEvent(e)) },
+		Event:    func(e bastion.Event) { d.metrics.BastionEvent(e); d.events.Write(bastionEvent(e)) },
 	}
 	if table != nil {
 		d.dialer.Starts = table
@@ -208,6 +215,7 @@ func (d *Daemon) use(parts *parts) error {
 	d.keys.Store(parts.keys)
 	d.cfg.Store(parts.cfg)
 	d.settingsHash.Store(&hash)
+	d.metrics.Profiles(slices.Collect(maps.Keys(parts.profiles))...)
 	return nil
 }
 

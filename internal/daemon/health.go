@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
+	"github.com/sallyport-ssh/sallyport/internal/metrics"
 )
 
 const (
@@ -115,28 +116,35 @@ func (d *Daemon) probeLaunchers(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// An observedLedger records the results of a ledger's calls.
+// An observedLedger records the results and the durations of a ledger's calls.
 type observedLedger struct {
 	bastion.Ledger
-	health *health
+	health  *health
+	metrics *metrics.Metrics
 }
 
 // Get implements [bastion.Ledger].
 func (l observedLedger) Get(ctx context.Context, owner bastion.Owner) (bastion.Entry, error) {
+	began := time.Now()
 	entry, err := l.Ledger.Get(ctx, owner)
-	l.health.observe(err)
+	l.observe("get", began, err)
 	return entry, err
 }
 
-// Swap implements [bastion.Ledger]. A conflict is an answer like any other.
+// Swap implements [bastion.Ledger].
 func (l observedLedger) Swap(ctx context.Context, owner bastion.Owner, old, new bastion.Entry) (bastion.Entry, error) {
+	began := time.Now()
 	entry, err := l.Ledger.Swap(ctx, owner, old, new)
-	if errors.Is(err, bastion.ErrConflict) {
-		l.health.observe(nil)
-	} else {
-		l.health.observe(err)
-	}
+	l.observe("swap", began, err)
 	return entry, err
+}
+
+func (l observedLedger) observe(operation string, began time.Time, err error) {
+	if errors.Is(err, bastion.ErrConflict) {
+		err = nil // an answer like any other
+	}
+	l.health.observe(err)
+	l.metrics.LedgerCall(operation, time.Since(began), err)
 }
 
 // retryAudit ends failures of an audit log that fails closed, until ctx ends.

@@ -13,6 +13,7 @@ import (
 	"github.com/pires/go-proxyproto"
 	"golang.org/x/net/netutil"
 
+	"github.com/sallyport-ssh/sallyport/internal/metrics"
 	"github.com/sallyport-ssh/sallyport/internal/oplog"
 )
 
@@ -30,7 +31,7 @@ func (d *Daemon) serveMonitoring(ctx context.Context, ln net.Listener) {
 	// Requests cause log lines, such as one about a semicolon in a query.
 	limited := oplog.Limit{Bytes: 64 << 10, Per: time.Hour}.Handler(d.log.Handler())
 	server := &http.Server{
-		Handler:           d.monitoringHandler(),
+		Handler:           d.monitoringHandler(slog.New(limited)),
 		ReadHeaderTimeout: monitoringRead,
 		ReadTimeout:       monitoringRead,
 		WriteTimeout:      monitoringWrite,
@@ -73,12 +74,27 @@ func (d *Daemon) serveMonitoring(ctx context.Context, ln net.Listener) {
 	}
 }
 
-// monitoringHandler has the paths of the monitoring server.
-func (d *Daemon) monitoringHandler() http.Handler {
+// monitoringHandler has the paths of the monitoring server. Its requests may cause lines of
+// the log.
+func (d *Daemon) monitoringHandler(log *slog.Logger) http.Handler {
 	paths := http.NewServeMux()
 	paths.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeHealth(w, d.unhealthy()) })
 	paths.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { writeHealth(w, d.unready()) })
+	paths.Handle("GET /metrics", d.metrics.Handler(log))
 	return paths
+}
+
+// state returns the counts for a scrape of the metrics.
+func (d *Daemon) state() metrics.State {
+	s := metrics.State{
+		Version: d.Version, Ready: d.unready() == "", Draining: d.Draining(),
+		Gateway: d.server.Stats(), Bastions: d.dialer.Counts(),
+	}
+	if d.events != nil {
+		stats := d.events.Stats()
+		s.Audit = &stats
+	}
+	return s
 }
 
 // writeHealth answers a health check: 503 with the reason, or 200 if that is empty.

@@ -17,6 +17,7 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/audit"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/gateway"
+	"github.com/sallyport-ssh/sallyport/internal/metrics"
 	"github.com/sallyport-ssh/sallyport/internal/sshtest"
 )
 
@@ -63,6 +64,7 @@ func (w *brokenWriter) Write(p []byte) (int, error) {
 // newMonitored returns a Daemon that has all that the monitoring server uses.
 func newMonitored(t *testing.T, ledger *faultyLedger, launchers ...*faultyLauncher) *Daemon {
 	d := &Daemon{server: &gateway.Server{}, log: slog.New(slog.DiscardHandler)}
+	d.metrics = metrics.New(d.state)
 	d.draining, d.drain = context.WithCancel(t.Context())
 	d.socketsClosed, d.closeSockets = context.WithCancel(t.Context())
 	t.Cleanup(func() { d.drain(); d.closeSockets() })
@@ -70,14 +72,14 @@ func newMonitored(t *testing.T, ledger *faultyLedger, launchers ...*faultyLaunch
 	for i, launcher := range launchers {
 		profiles[fmt.Sprint(i)] = bastion.Profile{Launcher: launcher}
 	}
-	d.dialer = &bastion.Dialer{Ledger: observedLedger{ledger, &d.ledgerHealth}, Settings: bastion.Settings{Profiles: profiles}}
+	d.dialer = &bastion.Dialer{Ledger: observedLedger{ledger, &d.ledgerHealth, d.metrics}, Settings: bastion.Settings{Profiles: profiles}}
 	return d
 }
 
 // get returns status and body of an answer of the monitoring server.
 func get(d *Daemon, method, path string) (int, string) {
 	answer := httptest.NewRecorder()
-	d.monitoringHandler().ServeHTTP(answer, httptest.NewRequest(method, path, nil))
+	d.monitoringHandler(d.log).ServeHTTP(answer, httptest.NewRequest(method, path, nil))
 	return answer.Code, answer.Body.String()
 }
 

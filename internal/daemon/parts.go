@@ -85,12 +85,12 @@ func sameLauncher(profile string, a, b *config.Gateway) bool {
 }
 
 // newCloud returns access to AWS, or nil if no profile needs it.
-func newCloud(ctx context.Context, cfg *config.Gateway, log *slog.Logger) (*fargate.Cloud, error) {
+func newCloud(ctx context.Context, cfg *config.Gateway, observed observer, log *slog.Logger) (*fargate.Cloud, error) {
 	for _, p := range cfg.Profiles {
 		if p.Launcher != "fargate" {
 			continue
 		}
-		aws, err := fargate.Load(ctx)
+		aws, err := fargate.Load(ctx, observed)
 		if err != nil {
 			return nil, err
 		}
@@ -102,11 +102,11 @@ func newCloud(ctx context.Context, cfg *config.Gateway, log *slog.Logger) (*farg
 }
 
 // newTable returns the table that is shared with other gateways, or nil.
-func newTable(ctx context.Context, cfg *config.Gateway) (*dynamo.Table, error) {
+func newTable(ctx context.Context, cfg *config.Gateway, observed observer) (*dynamo.Table, error) {
 	if cfg.Ledger.Table == "" {
 		return nil, nil
 	}
-	aws, err := fargate.Load(ctx)
+	aws, err := fargate.Load(ctx, observed)
 	if err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@ func TestContract(t *testing.T) {
 		name, value, _ := strings.Cut(v, "=")
 		t.Setenv(name, value)
 	}
-	cfg, err := Load(t.Context())
+	cfg, err := Load(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

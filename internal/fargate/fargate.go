@@ -85,13 +85,20 @@ type Cloud struct {
 // Load finds the Region and the credentials as all AWS tools do: environment,
 // shared files, the role of the task or instance. Credentials are requested at
 // their first use.
-func Load(ctx context.Context) (aws.Config, error) {
+//
+// If observed is not nil, it is called after each attempt of a call, with the names of
+// service and operation in the SDK, such as ECS and RunTask. The result is "ok", "throttled",
+// "canceled" (by the gateway) or "error". It must not block.
+func Load(ctx context.Context, observed func(service, operation, result string)) (aws.Config, error) {
 	cfg, err := config.LoadDefaultConfig(ctx)
 	if err != nil {
 		return aws.Config{}, fmt.Errorf("loading the AWS configuration: %w", err)
 	}
 	if cfg.Region == "" {
 		return aws.Config{}, errors.New("no AWS Region is configured; set AWS_REGION")
+	}
+	if observed != nil {
+		cfg.APIOptions = append(cfg.APIOptions, observeAttempts(observed))
 	}
 	return cfg, nil
 }
