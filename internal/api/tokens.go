@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 
 	"github.com/sallyport-ssh/sallyport/internal/auth"
@@ -80,6 +81,8 @@ type provider struct {
 	settings OIDC // of verifier
 	verifier *oidc.IDTokenVerifier
 	client   *http.Client
+
+	discovery singleflight.Group
 }
 
 // verify returns the proof of a token.
@@ -109,23 +112,36 @@ func (p *provider) verify(ctx context.Context, o OIDC, token string) (gateway.Pr
 }
 
 // find returns the verifier, and discovers the provider first if that has not succeeded yet
-// (OpenID Connect Discovery 1.0, section 4).
+// (OpenID Connect Discovery 1.0, section 4). Requests that arrive meanwhile share the result:
+// if they waited for their turns, tokens would keep all places for requests while the provider
+// does not answer.
 func (p *provider) find(o OIDC) (*oidc.IDTokenVerifier, error) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.verifier != nil && p.settings == o {
-		return p.verifier, nil
-	}
+	verifier, known := p.verifier, p.settings == o
 	if p.client == nil {
 		p.client = &http.Client{Timeout: providerTimeout, Transport: &limitedTransport{rate.NewLimiter(rate.Every(providerInterval), providerBurst)}}
 	}
-	// The provider uses the client of this context for later requests, too.
-	found, err := oidc.NewProvider(oidc.ClientContext(context.Background(), p.client), o.Issuer)
-	if err != nil {
-		return nil, fmt.Errorf("finding the OpenID provider: %w", err)
+	client := p.client
+	p.mu.Unlock()
+	if verifier != nil && known {
+		return verifier, nil
 	}
-	p.verifier, p.settings = found.Verifier(&oidc.Config{ClientID: o.Audience}), o
-	return p.verifier, nil
+	found, err, _ := p.discovery.Do(fmt.Sprintf("%q", o), func() (any, error) {
+		// The provider uses the client of this context for later requests, too.
+		found, err := oidc.NewProvider(oidc.ClientContext(context.Background(), client), o.Issuer)
+		if err != nil {
+			return nil, fmt.Errorf("finding the OpenID provider: %w", err)
+		}
+		verifier := found.Verifier(&oidc.Config{ClientID: o.Audience})
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.verifier, p.settings = verifier, o
+		return verifier, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return found.(*oidc.IDTokenVerifier), nil
 }
 
 // user returns the user that verified claims name.
