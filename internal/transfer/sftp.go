@@ -81,9 +81,11 @@ type request struct {
 	typ    byte
 	events []Event // to report when the answer comes
 	file   *file   // for fxpOpen, fxpClose, fxpRead and fxpWrite
-	offset uint64
-	length uint32
-	kept   int
+	// unknown says that a handle in the request is not one of an open file.
+	unknown bool
+	offset  uint64
+	length  uint32
+	kept    int
 }
 
 // A file is open or being opened.
@@ -210,18 +212,18 @@ func (s *SFTP) fromClient(typ byte, b body) error {
 		r.file = &file{path: b.path(), dir: true}
 	case fxpClose:
 		handle := b.string(maxHandle)
-		if r.file = s.files[handle]; r.file != nil {
+		if r.file = s.find(handle, r); r.file != nil {
 			// The server may reuse the handle once it has answered.
 			delete(s.files, handle)
 		}
 	case fxpRead:
-		r.file, r.offset = s.files[b.string(maxHandle)], b.uint64()
+		r.file, r.offset = s.find(b.string(maxHandle), r), b.uint64()
 	case fxpWrite:
-		r.file, r.offset, r.length = s.files[b.string(maxHandle)], b.uint64(), b.uint32()
+		r.file, r.offset, r.length = s.find(b.string(maxHandle), r), b.uint64(), b.uint32()
 	case fxpSetstat:
 		r.events = b.attributes(b.path())
 	case fxpFsetstat:
-		if f := s.files[b.string(maxHandle)]; f != nil {
+		if f := s.find(b.string(maxHandle), r); f != nil {
 			// Omit truncate for a file that is being written, because scp sets
 			// the size of every file at the end. The Transfer has its size.
 			r.events = slices.DeleteFunc(b.attributes(f.path), func(e Event) bool { return e.Op == "truncate" && f.write })
@@ -237,7 +239,7 @@ func (s *SFTP) fromClient(typ byte, b body) error {
 	case fxpSymlink: // OpenSSH PROTOCOL, section 4.1: the target comes first
 		r.events = []Event{{Op: "symlink", To: b.path(), Path: b.path()}}
 	case fxpExtended:
-		r.events = s.extended(b.string(maxPath), &b)
+		r.events = s.extended(b.string(maxPath), &b, r)
 	}
 	if b.bad {
 		return lost("a malformed packet of type %d", typ)
@@ -248,8 +250,15 @@ func (s *SFTP) fromClient(typ byte, b body) error {
 	return s.await(id, r)
 }
 
+// find returns the open file with a handle, for a request. It returns nil if there is none.
+func (s *SFTP) find(handle string, r *request) *file {
+	f := s.files[handle]
+	r.unknown = r.unknown || f == nil
+	return f
+}
+
 // extended returns the events of an extended request: OpenSSH PROTOCOL, section 4.
-func (s *SFTP) extended(name string, b *body) []Event {
+func (s *SFTP) extended(name string, b *body, r *request) []Event {
 	switch name {
 	case "posix-rename@openssh.com":
 		return []Event{{Op: "rename", Path: b.path(), To: b.path()}}
@@ -258,10 +267,10 @@ func (s *SFTP) extended(name string, b *body) []Event {
 	case "lsetstat@openssh.com":
 		return b.attributes(b.path())
 	case "copy-data": // draft-ietf-secsh-filexfer-extensions-00, section 7
-		from := s.files[b.string(maxHandle)]
+		from := s.find(b.string(maxHandle), r)
 		b.uint64()
 		b.uint64()
-		to := s.files[b.string(maxHandle)]
+		to := s.find(b.string(maxHandle), r)
 		if from != nil && to != nil {
 			return []Event{{Op: "copy", Path: from.path, To: to.path}}
 		}
@@ -324,6 +333,9 @@ func (s *SFTP) fromServer(typ byte, b body) error {
 	}
 	failure := statusText(code)
 	switch {
+	case r.unknown && code == fxOK:
+		// Handles can be guessed, so a client can use one before the server has sent it.
+		return lost("a handle was used while no open file had it")
 	case (r.typ == fxpOpen || r.typ == fxpOpendir) && typ == fxpHandle:
 		return s.opened(r.file, handle)
 	case r.typ == fxpOpen:

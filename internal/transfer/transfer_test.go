@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -197,6 +198,14 @@ var sftpTests = []struct {
 		{'c', packet(fxpClose, u32(1), str("1"))},
 		{'s', status(1, 0)},
 	}, nil, ""},
+	{"a handle that is closed, or never was one", []step{
+		{'c', packet(fxpOpen, u32(1), str("e"), u32(2), noAttrs)},
+		{'s', packet(fxpHandle, u32(1), str("h"))},
+		{'c', packet(fxpClose, u32(1), str("h"))},
+		{'c', packet(fxpWrite, u32(2), str("h"), u64(0), str("12345"))},
+		{'c', packet(fxpFsetstat, u32(3), str("x"), u32(4), u32(0o644))},
+		{'s', append(append(status(1, 0), status(2, 4)...), status(3, 4)...)},
+	}, []string{"upload e 0@0"}, ""},
 	{"an open without an answer", []step{{'c', packet(fxpOpen, u32(1), str("a"), u32(2), noAttrs)}}, []string{"upload a 0@0: not finished"}, ""},
 	{"a path that is too long", []step{{'c', packet(fxpRemove, u32(1), str(strings.Repeat("/x", 2500)))}, {'s', status(1, 2)}},
 		[]string{"remove " + strings.Repeat("/x", 2048) + "... (904 bytes more): no such file"}, ""},
@@ -226,6 +235,31 @@ func TestSFTP(t *testing.T) {
 		if got, err := follow(newSFTP, steps, 1<<20); !errors.Is(err, ErrLost) || got != nil {
 			t.Errorf("%q: %v, %v", steps, got, err)
 		}
+	}
+}
+
+// TestSFTPGuessedHandle: OpenSSH's server numbers its handles, so a client can send requests
+// about a file before it has the handle. They are not followed, so decoding must stop.
+func TestSFTPGuessedHandle(t *testing.T) {
+	const handle = "\x00\x00\x00\x00"
+	for name, tt := range map[string]struct{ request, answer []byte }{
+		"write":     {packet(fxpWrite, u32(2), str(handle), u64(0), str("12345")), status(2, 0)},
+		"read":      {packet(fxpRead, u32(2), str(handle), u64(0), u32(5)), packet(fxpData, u32(2), str("12345"))},
+		"mode":      {packet(fxpFsetstat, u32(2), str(handle), u32(4), u32(0o4755)), status(2, 0)},
+		"close":     {packet(fxpClose, u32(2), str(handle)), status(2, 0)},
+		"copy from": {packet(fxpExtended, u32(2), str("copy-data"), str(handle), u64(0), u64(0), str("open"), u64(0)), status(2, 0)},
+		"copy to":   {packet(fxpExtended, u32(2), str("copy-data"), str("open"), u64(0), u64(0), str(handle), u64(0)), status(2, 0)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := follow(func(report func(Event) error) parser { return NewSFTP(report) }, append(slices.Clone(sftpBegin), []step{
+				{'c', packet(fxpOpen, u32(9), str("other"), u32(1), noAttrs)},
+				{'s', packet(fxpHandle, u32(9), str("open"))},
+				{'c', append(packet(fxpOpen, u32(1), str("f"), u32(3), noAttrs), tt.request...)},
+				{'s', append(packet(fxpHandle, u32(1), str(handle)), tt.answer...)},
+			}...), 1<<20)
+			slices.Sort(got) // the files are in no order
+			check(t, got, err, []string{"download other 0@0: not finished", "upload f 0@0: not finished"}, "no open file had it")
+		})
 	}
 }
 
