@@ -38,6 +38,14 @@ equal() {
 	return 1
 }
 
+# fails COMMAND ...: fails, with a message, if the command succeeds. (Bash's -e ignores the
+# status of "! COMMAND".)
+fails() {
+	"$@" >/dev/null 2>&1 || return 0
+	echo "succeeded: $*" >&2
+	return 1
+}
+
 # status COMMAND ...: prints the command's exit status.
 status() {
 	local s=0

@@ -14,5 +14,5 @@ diff -r from there
 "${rsync[@]}" "bastion:$PWD/there/" back/
 diff -r from back
 # A missing program is an error.
-! "${rsync[@]}" --rsync-path=/nonexistent from/ "bastion:$PWD/x/" 2>err
+[ "$(status "${rsync[@]}" --rsync-path=/nonexistent from/ "bastion:$PWD/x/" 2>err)" != 0 ]
 grep -q 'nonexistent' err
