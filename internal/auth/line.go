@@ -39,6 +39,9 @@ func parseLine(line string, loc *time.Location) (entry, error) {
 	if line == "" || line[0] == '#' {
 		return entry{}, nil
 	}
+	if strings.HasPrefix(line, "-----BEGIN ") && strings.Contains(line, "PRIVATE KEY") {
+		return entry{}, errors.New("a private key; write the public key, the file that ends in .pub, and replace the key if others may have read it")
+	}
 	e := entry{options: options{permissions: identity.AllowAll()}}
 	typ, rest := cutField(line)
 	if !isKeyType(typ) {
@@ -153,14 +156,14 @@ func parseOptions(line string, loc *time.Location) (o options, rest string, err 
 		case strings.HasPrefix(line, "="):
 			var value string
 			if value, line, err = unquote(line[1:]); err != nil {
-				return options{}, "", fmt.Errorf("option %s: %w", quote(name), err)
+				return options{}, "", fmt.Errorf("option %s: %w", quoteOption(name), err)
 			}
 			err = p.value(strings.ToLower(name), value)
 		default:
 			err = p.flag(strings.ToLower(name))
 		}
 		if err != nil {
-			return options{}, "", fmt.Errorf("option %s: %w", quote(name), err)
+			return options{}, "", fmt.Errorf("option %s: %w", quoteOption(name), err)
 		}
 		switch {
 		case line == "", line[0] == ' ', line[0] == '\t':
@@ -171,7 +174,7 @@ func parseOptions(line string, loc *time.Location) (o options, rest string, err 
 		case line[0] == ',':
 			line = line[1:]
 		default:
-			return options{}, "", fmt.Errorf("option %s: a comma or a blank must follow it", quote(name))
+			return options{}, "", fmt.Errorf("option %s: a comma or a blank must follow it", quoteOption(name))
 		}
 	}
 }
@@ -201,6 +204,16 @@ func quote(s string) string {
 		return fmt.Sprintf("%q...", s[:most])
 	}
 	return fmt.Sprintf("%q", s)
+}
+
+// quoteOption quotes the name of an option for an error. A longer word than any option is not
+// quoted, because it may be a line of a private key.
+func quoteOption(name string) string {
+	const most = 24
+	if len(name) > most {
+		return fmt.Sprintf("of %d characters", len(name))
+	}
+	return quote(name)
 }
 
 type optionParser struct {

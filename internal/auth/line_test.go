@@ -1,12 +1,16 @@
 package auth
 
 import (
+	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/base64"
+	"encoding/pem"
+	"errors"
 	"math/big"
 	"reflect"
 	"strings"
@@ -122,7 +126,7 @@ func TestParseOptions(t *testing.T) {
 		{in: `ptyx`, wantErr: `unknown; the line is refused`},
 		{in: `restrict-all`, wantErr: `unknown; the line is refused`},
 		{in: `pty,shiny`, wantErr: `option "shiny"`},
-		{in: strings.Repeat("x", 300), wantErr: `"` + strings.Repeat("x", 64) + `"...`},
+		{in: strings.Repeat("x", 300), wantErr: "option of 300 characters: unknown"},
 
 		// Commas, blanks and quotes.
 		{in: ``, wantErr: `an option is empty`},
@@ -340,7 +344,7 @@ func TestParseLine(t *testing.T) {
 		{name: "not base64", line: "ssh-ed25519 !!!!", wantErr: "truncated or corrupt"},
 		{name: "NUL", line: plain + "\x00", wantErr: "contains a NUL byte"},
 		{name: "too long", line: plain + " " + strings.Repeat("x", maxLine), wantErr: "longer than 8192 bytes"},
-		{name: "private key", line: "-----BEGIN OPENSSH PRIVATE KEY-----", wantErr: `option "-----BEGIN": unknown`},
+		{name: "private key", line: "-----BEGIN OPENSSH PRIVATE KEY-----", wantErr: "write the public key"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -356,6 +360,34 @@ func TestParseLine(t *testing.T) {
 				t.Errorf("key %v", e.key)
 			}
 		})
+	}
+}
+
+// TestPrivateKey: the errors about a private key in place of a public one, which are logged,
+// do not quote it.
+func TestPrivateKey(t *testing.T) {
+	t.Parallel()
+	ed := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, ed25519.SeedSize))
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []crypto.PrivateKey{ed, rsaKey} {
+		block, err := ssh.MarshalPrivateKey(key, "alice@laptop")
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := keysDir(t, "alice", string(pem.EncodeToMemory(block)))
+		problems := errors.Join((&Keys{Dir: dir}).Check()...)
+		if problems == nil || !strings.Contains(problems.Error(), "alice:1: a private key; write the public key") {
+			t.Fatalf("%v", problems)
+		}
+		body := base64.StdEncoding.EncodeToString(block.Bytes)
+		for i := 0; i+30 <= len(body); i += 10 {
+			if strings.Contains(problems.Error(), body[i:i+30]) {
+				t.Fatalf("%q of the key is in the errors:\n%v", body[i:i+30], problems)
+			}
+		}
 	}
 }
 
