@@ -45,7 +45,7 @@ fleet: build
 # Linters, plans and tests of deploy. Plans and tests need terraform, which is not in
 # Debian; without it, the others run.
 deploy-check:
-	scripts/apt-require openssh-client python3-venv
+	scripts/apt-require jq openssh-client prometheus=promtool python3-venv
 	deploy/check/run
 
 # Measures, and compares with docs/performance.json. Without ARGS it also writes that
