@@ -209,10 +209,10 @@ func (d *Dialer) Dial(ctx context.Context, id identity.Identity, notify func(sta
 			d.conns.accept(entry.Task.ID, refusal)
 		}
 		if entry.State != Running {
-			elsewhere := entry.leased()
+			elsewhere := entry.leased() // starts or stops it
 			var s *start
 			var mine bool
-			if s, mine, err = d.join(ctx, b, elsewhere, id.Permissions.Limits.Bastions); err == nil {
+			if s, mine, err = d.join(ctx, b, entry, elsewhere, id.Permissions.Limits.Bastions); err == nil {
 				started = mine && !elsewhere
 				waiting(started)
 				entry, err = s.wait(ctx)
@@ -325,9 +325,9 @@ func (s *start) wait(ctx context.Context) (Entry, error) {
 }
 
 // join returns the start of b that is under way in this process, or begins one;
-// mine says which. It counts a start that it begins against the user's limits, unless
-// another gateway starts or stops the bastion, elsewhere: see [bastion.start].
-func (d *Dialer) join(ctx context.Context, b *bastion, elsewhere bool, maxBastions int) (s *start, mine bool, err error) {
+// mine says which. Entry is the ledger's. It counts a start that it begins against the
+// user's limits, unless another gateway starts or stops the bastion: see [bastion.start].
+func (d *Dialer) join(ctx context.Context, b *bastion, entry Entry, elsewhere bool, maxBastions int) (s *start, mine bool, err error) {
 	if err := d.checkLimit(ctx, b.owner, maxBastions); err != nil {
 		return nil, false, err
 	}
@@ -354,7 +354,7 @@ func (d *Dialer) join(ctx context.Context, b *bastion, elsewhere bool, maxBastio
 			return nil, false, s.err
 		}
 	}
-	go d.run(ctx, b, s, !elsewhere)
+	go d.run(ctx, b, entry, s, !elsewhere)
 	return s, true, nil
 }
 
@@ -366,15 +366,15 @@ func (d *Dialer) ended(owner Owner, s *start) {
 	close(s.done)
 }
 
-// run carries out s, within the profile's StartTimeout. Its callers may be gone, so
-// success and failure are logged here.
-func (d *Dialer) run(ctx context.Context, b *bastion, s *start, counted bool) {
+// run carries out s, from the entry on, within the profile's StartTimeout. Its callers may
+// be gone, so success and failure are logged here.
+func (d *Dialer) run(ctx context.Context, b *bastion, entry Entry, s *start, counted bool) {
 	defer d.ended(b.owner, s)
 	ctx, cancel := context.WithTimeout(ctx, b.startTimeout())
 	defer cancel()
 	began := time.Now()
 	s.err = catchPanic(b.log, "start", func() (err error) {
-		s.entry, err = b.start(ctx, counted)
+		s.entry, err = b.start(ctx, entry, counted)
 		return err
 	})
 	if s.err != nil && ctx.Err() != nil {

@@ -111,26 +111,33 @@ func (b *bastion) swap(ctx context.Context, old, new Entry) (Entry, error) {
 // then stays Starting, and the next start launches the same generation again and
 // gets that task.
 //
+// Entry is one that the caller has read. It may be old, since each claim is a swap: if
+// the entry was changed meanwhile, it is read again.
+//
 // Counted says that the start has been counted against StartsPerUser. If not, because
 // another gateway held the entry, it is counted if it turns out to claim a new
 // generation.
-func (b *bastion) start(ctx context.Context, counted bool) (Entry, error) {
+func (b *bastion) start(ctx context.Context, entry Entry, counted bool) (Entry, error) {
 	failedGenerations, adopted := 0, false
-	for {
-		entry, err := b.find(ctx)
-		if err != nil {
-			return Entry{}, err
+	for first := true; ; first = false {
+		var err error
+		if !first {
+			if entry, err = b.find(ctx); err != nil {
+				return Entry{}, err
+			}
 		}
 		if entry.State == Running {
 			return entry, nil
 		}
 		if entry.Version == 0 && !adopted {
 			// Either the owner never had a bastion, or the ledger was lost and
-			// Adopt has not succeeded yet.
+			// Adopt has not succeeded yet. If it enters one now, the claim fails.
 			if adopted, err = b.adoptBeforeStart(ctx); err != nil {
 				return Entry{}, err
 			}
-			continue
+			if !adopted {
+				continue
+			}
 		}
 		if entry.leased() {
 			if err := sleep(ctx, time.Second); err != nil {
