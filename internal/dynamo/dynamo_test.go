@@ -285,6 +285,58 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
+// TestCrowd: many users at once use few connections, and each of them gets an answer if the
+// table answers the third attempt only.
+func TestCrowd(t *testing.T) {
+	table := newTable(t)
+	to, err := url.Parse(endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := httputil.NewSingleHostReverseProxy(to)
+	var mu sync.Mutex
+	attempts := map[string]int{} // by request
+	now, most := 0, 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		mu.Lock()
+		attempts[string(body)]++
+		attempt := attempts[string(body)]
+		now++
+		most = max(most, now)
+		mu.Unlock()
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		answer := httptest.NewRecorder()
+		if attempt < 3 {
+			awsError(500, "InternalServerError")(answer, r)
+		} else {
+			proxy.ServeHTTP(answer, r)
+		}
+		mu.Lock()
+		now-- // before the client gets the answer, and makes another call
+		mu.Unlock()
+		for name, values := range answer.Header() {
+			w.Header()[name] = values
+		}
+		w.WriteHeader(answer.Code)
+		w.Write(answer.Body.Bytes())
+	}))
+	defer server.Close()
+	crowded := table.through(server.URL)
+	var users sync.WaitGroup
+	for i := range 300 {
+		users.Go(func() {
+			if _, err := crowded.Get(t.Context(), bastion.Owner{User: fmt.Sprint("user", i), Profile: "default"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	users.Wait()
+	if most > maxCalls {
+		t.Errorf("%d calls at once", most)
+	}
+}
+
 // TestUpdate: no concurrent update of several gateways is lost. If change returns an
 // error, nothing is written.
 func TestUpdate(t *testing.T) {

@@ -34,15 +34,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
+	"github.com/aws/smithy-go/middleware"
 )
+
+// maxCalls limits the calls at a time; others wait. If a thousand users log in at once,
+// that many calls at once would each need a connection, and have time limits that a table
+// or a small machine cannot keep.
+const maxCalls = 50
 
 // attemptTimeout bounds one attempt of a call. DynamoDB answers within some ten
 // milliseconds; a call that is not answered is best repeated.
@@ -60,7 +69,29 @@ type Table struct {
 // digits, "-" and "_". It makes no call.
 func New(cfg aws.Config, name, deployment string) *Table {
 	cfg = cfg.Copy()
-	cfg.HTTPClient = awshttp.NewBuildableClient().WithTimeout(attemptTimeout)
+	cfg.HTTPClient = awshttp.NewBuildableClient().WithTimeout(attemptTimeout).WithTransportOptions(func(tr *http.Transport) {
+		tr.MaxIdleConnsPerHost = maxCalls
+	})
+	cfg.Retryer = func() aws.Retryer {
+		return retry.NewStandard(func(o *retry.StandardOptions) {
+			// By default, a client stops retrying after many failures, so that a
+			// short failure would reject most users of a crowd.
+			o.RateLimiter = ratelimit.None
+		})
+	}
+	calls := make(chan struct{}, maxCalls)
+	cfg.APIOptions = append(slices.Clip(cfg.APIOptions), func(stack *middleware.Stack) error {
+		return stack.Finalize.Insert(middleware.FinalizeMiddlewareFunc("LimitCalls",
+			func(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (middleware.FinalizeOutput, middleware.Metadata, error) {
+				select {
+				case calls <- struct{}{}:
+				case <-ctx.Done():
+					return middleware.FinalizeOutput{}, middleware.Metadata{}, context.Cause(ctx)
+				}
+				defer func() { <-calls }()
+				return next.HandleFinalize(ctx, in)
+			}), "Retry", middleware.After)
+	})
 	return &Table{client: dynamodb.NewFromConfig(cfg), name: name, deployment: deployment}
 }
 
