@@ -347,9 +347,7 @@ func (d *Dialer) join(ctx context.Context, b *bastion, entry Entry, elsewhere bo
 	// for it.
 	ctx = context.WithoutCancel(ctx)
 	if !elsewhere {
-		counting, cancel := context.WithTimeout(ctx, cleanupTimeout)
-		defer cancel()
-		if s.err = catchPanic(b.log, "start", func() error { return b.countStart(counting) }); s.err != nil {
+		if s.err = catchPanic(b.log, "start", func() error { return b.countStart(ctx) }); s.err != nil {
 			d.ended(b.owner, s)
 			return nil, false, s.err
 		}

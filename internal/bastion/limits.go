@@ -81,23 +81,40 @@ func (d *Dialer) countStart(ctx context.Context, user string) error {
 	} else {
 		d.recent.forget(now.Add(-rate.Per)) // starts are rare enough to look at all users
 	}
-	err := starts.Update(ctx, user, "starts", func(old string) (string, error) {
-		times, err := parseStarts(old)
-		if err != nil {
-			return "", err
-		}
-		// A start in the future is one of a gateway whose clock is ahead.
-		times = slices.DeleteFunc(times, func(t time.Time) bool { return now.Sub(t).Abs() >= rate.Per })
-		if len(times) >= rate.Starts {
-			return "", &TooOftenError{Wait: times[0].Add(rate.Per).Sub(now)}
-		}
-		next, err := json.Marshal(append(times, now))
-		return string(next), err
-	})
+	repeated := false
+	err := patiently(ctx, func(ctx context.Context) (again bool, err error) {
+		again = true // the error is not of the following function
+		err = starts.Update(ctx, user, "starts", func(old string) (string, error) {
+			next, err := addStart(old, now, rate, repeated)
+			again = err == nil
+			return next, err
+		})
+		repeated = true
+		return again, err
+	}, func(err error) { d.Log.Warn("cannot count a start; trying again", "user", user, "err", err) })
 	if err != nil {
 		return fmt.Errorf("counting the starts of %s: %w", user, err)
 	}
 	return nil
+}
+
+// addStart adds a start to the text of a TextStore, or returns a TooOftenError. If it is
+// repeated, the text may have the start already, because a reply was lost.
+func addStart(text string, now time.Time, rate StartRate, repeated bool) (string, error) {
+	times, err := parseStarts(text)
+	if err != nil {
+		return "", err
+	}
+	// A start in the future is one of a gateway whose clock is ahead.
+	times = slices.DeleteFunc(times, func(t time.Time) bool { return now.Sub(t).Abs() >= rate.Per })
+	if repeated && slices.ContainsFunc(times, now.Equal) {
+		return text, nil
+	}
+	if len(times) >= rate.Starts {
+		return "", &TooOftenError{Wait: times[0].Add(rate.Per).Sub(now)}
+	}
+	next, err := json.Marshal(append(times, now))
+	return string(next), err
 }
 
 // parseStarts parses the text of a TextStore: times in JSON, the oldest first.

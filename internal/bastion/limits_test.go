@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -170,7 +171,8 @@ func TestSharedStarts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		settings := Settings{StartsPerUser: StartRate{Starts: 3, Per: time.Hour}}
 		var store recentStarts
-		one, two := &Dialer{Settings: settings, Starts: &store}, &Dialer{Settings: settings, Starts: &store}
+		log := slog.New(slog.DiscardHandler)
+		one, two := &Dialer{Settings: settings, Starts: &store, Log: log}, &Dialer{Settings: settings, Starts: &store, Log: log}
 		for _, d := range []*Dialer{one, two, one} {
 			if err := d.countStart(t.Context(), "alice"); err != nil {
 				t.Error(err)
@@ -185,10 +187,35 @@ func TestSharedStarts(t *testing.T) {
 			t.Error(err)
 		}
 		one.Starts = noStore{}
-		if err := one.countStart(t.Context(), "bob"); err == nil || errors.As(err, &often) {
+		if err := one.countStart(t.Context(), "bob"); !errors.Is(err, ErrLedger) || errors.As(err, &often) {
 			t.Errorf("without the store: %v", err)
 		}
+		// A start whose reply is lost is counted again, and as one.
+		one.Starts = &lossyStore{&store, 2}
+		for range 2 {
+			if err := one.countStart(t.Context(), "bob"); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := one.countStart(t.Context(), "bob"); !errors.As(err, &often) {
+			t.Errorf("bob's fourth: %v", err)
+		}
 	})
+}
+
+// lossyStore carries out each Update, and returns errors for the first ones.
+type lossyStore struct {
+	TextStore
+	losses int
+}
+
+func (s *lossyStore) Update(ctx context.Context, user, name string, change func(string) (string, error)) error {
+	err := s.TextStore.Update(ctx, user, name, change)
+	if err == nil && s.losses > 0 {
+		s.losses--
+		err = errors.New("connection reset by peer")
+	}
+	return err
 }
 
 type noStore struct{}

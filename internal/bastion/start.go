@@ -66,39 +66,64 @@ func (b *bastion) startTimeout() time.Duration {
 // find returns the ledger's entry.
 func (b *bastion) find(ctx context.Context) (Entry, error) { return b.ledger.Get(ctx, b.owner) }
 
-// findPatiently is find for a ledger that may be out of reach for a while: it
-// repeats failed reads for ledgerTimeout, and then returns ErrLedger. It calls
-// onFailure before it waits.
-func (b *bastion) findPatiently(ctx context.Context, onFailure func()) (Entry, error) {
-	for until := time.Now().Add(ledgerTimeout); ; {
-		entry, err := b.find(ctx)
-		if err == nil {
-			return entry, nil
-		}
-		if ctx.Err() != nil {
-			return Entry{}, context.Cause(ctx)
-		}
-		if time.Now().After(until) {
-			return Entry{}, fmt.Errorf("%w: %w", ErrLedger, err)
-		}
+// findPatiently is find for a ledger that may be out of reach for a while, see
+// patiently.
+func (b *bastion) findPatiently(ctx context.Context, onFailure func()) (entry Entry, err error) {
+	err = patiently(ctx, func(ctx context.Context) (again bool, err error) {
+		entry, err = b.find(ctx)
+		return true, err
+	}, func(err error) {
 		b.log.Warn("cannot read the ledger; trying again", "err", err)
 		onFailure()
-		sleep(ctx, time.Second)
-	}
+	})
+	return entry, err
 }
 
-// swap is Ledger.Swap for a network that loses replies: after an error it reads
-// the entry again, to see whether the change was made.
-func (b *bastion) swap(ctx context.Context, old, new Entry) (Entry, error) {
+// swap is Ledger.Swap for a network that loses replies, and for a ledger that may be out
+// of reach for a while, see patiently: after an error it reads the entry again, to see
+// whether the change was made.
+func (b *bastion) swap(ctx context.Context, old, new Entry) (made Entry, err error) {
 	new.Nonce = rand.Text()
-	made, err := b.ledger.Swap(ctx, b.owner, old, new)
-	if err == nil {
-		return made, nil
+	err = patiently(ctx, func(ctx context.Context) (again bool, err error) {
+		if made, err = b.ledger.Swap(ctx, b.owner, old, new); err == nil {
+			return false, nil
+		}
+		now, getErr := b.find(ctx)
+		switch {
+		case getErr == nil && now.Nonce == new.Nonce:
+			made = now
+			return false, nil
+		case errors.Is(err, ErrConflict):
+			return false, err
+		case getErr == nil && now.Version != old.Version:
+			return false, fmt.Errorf("%w: %s is at version %d, not %d", ErrConflict, b.owner, now.Version, old.Version)
+		}
+		return true, err
+	}, func(err error) { b.log.Warn("cannot write the ledger; trying again", "err", err) })
+	return made, err
+}
+
+// patiently calls f until it succeeds or is not to be called again, for ledgerTimeout; then
+// its error wraps ErrLedger. It calls onFailure before it waits for the next call.
+func patiently(ctx context.Context, f func(context.Context) (again bool, err error), onFailure func(error)) error {
+	bounded, cancel := context.WithTimeout(ctx, ledgerTimeout)
+	defer cancel()
+	for {
+		again, err := f(bounded)
+		if err == nil || !again {
+			return err
+		}
+		if bounded.Err() == nil {
+			onFailure(err)
+			sleep(bounded, time.Second)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		case bounded.Err() != nil:
+			return fmt.Errorf("%w: %w", ErrLedger, err)
+		}
 	}
-	if now, getErr := b.find(ctx); getErr == nil && now.Nonce == new.Nonce {
-		return now, nil
-	}
-	return Entry{}, err
 }
 
 // start takes the entry to Running: it claims a generation, launches it, and

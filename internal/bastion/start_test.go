@@ -277,6 +277,48 @@ func TestSwapReplyLost(t *testing.T) {
 	}
 }
 
+// unwritableLedger rejects each Swap until a time.
+type unwritableLedger struct {
+	Memory
+	until time.Time
+}
+
+func (l *unwritableLedger) Swap(ctx context.Context, o Owner, old, new Entry) (Entry, error) {
+	if time.Now().Before(l.until) {
+		return Entry{}, errors.New("no answer")
+	}
+	return l.Memory.Swap(ctx, o, old, new)
+}
+
+// TestUnwritableLedger: a start waits for a ledger that cannot be written for a while, to
+// claim a generation as well as to enter the task. Beyond 30 s it fails, and launches
+// nothing.
+func TestUnwritableLedger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := newFakeLauncher(t)
+		defer fake.end()
+		ledger := &unwritableLedger{until: time.Now().Add(20 * time.Second)}
+		fake.onLaunch = func(context.Context, Launch) (bool, error) {
+			ledger.until = time.Now().Add(fake.boot + 20*time.Second)
+			return true, nil
+		}
+		d := newDialer(fake, ledger)
+		task := mustDial(t, d, nil)
+		if entry, err := ledger.Get(t.Context(), aliceOwner); err != nil || entry.State != Running || entry.Task.ID != task.ID {
+			t.Errorf("the ledger has %+v, %v", entry, err)
+		}
+
+		fake.killIf(func(*fakeTask) bool { return true })
+		ledger.until = time.Now().Add(24 * time.Hour)
+		if _, err := d.Dial(t.Context(), alice, nil); !errors.Is(err, ErrLedger) {
+			t.Errorf("a ledger that cannot be written: %v", err)
+		}
+		if launches, _, _ := fake.counts(); launches != 1 {
+			t.Errorf("%d launches", launches)
+		}
+	})
+}
+
 // TestFailedEvent: the event of a failed start has the generation, and the task if
 // one was launched.
 func TestFailedEvent(t *testing.T) {
