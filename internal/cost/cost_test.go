@@ -251,6 +251,8 @@ func TestBadLines(t *testing.T) {
 		`{"v":1,"time":"2026-11-02T06:00:00Z","event":"bastion-ended","user":"a","profile":"p","task":"1","ran_from":"0002-11-02T06:00:00Z","ran_until":"9998-11-02T06:00:00Z"}`,
 		`{"v":1,"pad":"` + strings.Repeat("x", 3*maxLine) + `"}`,
 		`{"v":1,"time":"2026-11-02T06:00:00Z","event":"bastion-joined","task":"1","profile":"p","user":"` + strings.Repeat("u", maxName+1) + `"}`,
+		`{"v":1,"time":"2026-11-02T06:00:00Z","event":"bastion-joined","task":"1","profile":"p","user":"u","platform":"` + strings.Repeat("u", maxName+1) + `"}`,
+		`{"v":1,"time":"2026-11-02T06:00:00Z","event":"bastion-joined","task":"1","profile":"p","user":"u","architecture":"` + strings.Repeat("u", maxName+1) + `"}`,
 		`{"v":1,"time":"2026-11-02T08:00:00Z","event":"bastion-started","user":"alice","profile":"default","task":"1","took":1e300,"cpu":-3,"max_life":-1}`,
 		`{"v":1,"time":"2026-11-02T09:00:00Z","event":"gateway-stopped"}`,
 		`{"v":1,"time":"2026-11-02T09:0`, // the last one, without a newline
@@ -266,7 +268,7 @@ func TestBadLines(t *testing.T) {
 		if err := l.Read(name, strings.NewReader(data)); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if !slices.Equal(bad, []int{2, 5, 6, 7, 8, 9, 10, 11, 12, 15}) {
+		if !slices.Equal(bad, []int{2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 17}) {
 			t.Errorf("%s: bad lines %v", name, bad)
 		}
 		r := report(t, l, time.Time{}, time.Time{}, ByUser)

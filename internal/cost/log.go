@@ -22,9 +22,9 @@ const (
 	maxRuns = 250_000
 	// maxLine limits a line, in bytes. Package audit writes shorter ones.
 	maxLine = 64 << 10
-	// maxName limits the names of users and profiles, in bytes. Package audit writes
-	// shorter ones.
-	maxName = 4 << 10
+	// maxName limits the names of users, profiles, platforms and architectures, in bytes.
+	// Gateways have shorter ones.
+	maxName = 256
 	// maxSeconds limits durations in events.
 	maxSeconds = 10 * 365 * 24 * 3600
 	// maxSize limits the numbers of a size.
@@ -166,7 +166,7 @@ func (l *Log) addBastion(e event) error {
 	if e.User == "" || e.Profile == "" || e.Task == "" {
 		return fmt.Errorf("a %s event without user, profile or task", e.Type)
 	}
-	if len(e.User) > maxName || len(e.Profile) > maxName {
+	if max(len(e.User), len(e.Profile), len(e.Platform), len(e.Architecture)) > maxName {
 		return fmt.Errorf("a %s event with a name of more than %d bytes", e.Type, maxName)
 	}
 	id := sha256.Sum256([]byte(e.Task))
