@@ -80,7 +80,7 @@ func TestFailedEventError(t *testing.T) {
 		var events []Event
 		d.Event = func(e Event) { events = append(events, e) }
 		d.Dial(t.Context(), alice, nil)
-		if len(events) != 1 || events[0].Kind != Failed || !errors.Is(events[0].Err, ErrCapacity) || events[0].Reason != events[0].Err.Error() {
+		if len(events) != 2 || events[1].Kind != Failed || !errors.Is(events[1].Err, ErrCapacity) || events[1].Reason != events[1].Err.Error() {
 			t.Errorf("events: %+v", events)
 		}
 	})

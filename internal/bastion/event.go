@@ -23,11 +23,12 @@ type Event struct {
 type EventKind string
 
 const (
-	Started EventKind = "started" // it runs and accepts logins
-	Failed  EventKind = "failed"  // it did not start
-	Adopted EventKind = "adopted" // an earlier gateway started it, and it was entered in the ledger
-	Ended   EventKind = "ended"   // it was found to have ended by itself, some time ago
-	Stopped EventKind = "stopped" // a gateway stopped it
+	Launching EventKind = "launching" // its generation is claimed, and is about to be launched
+	Started   EventKind = "started"   // it runs and accepts logins
+	Failed    EventKind = "failed"    // it did not start
+	Adopted   EventKind = "adopted"   // an earlier gateway started it, and it was entered in the ledger
+	Ended     EventKind = "ended"     // it was found to have ended by itself, some time ago
+	Stopped   EventKind = "stopped"   // a gateway stopped it
 )
 
 // event sends e, with the owner, to the Dialer's Event.

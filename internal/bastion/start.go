@@ -187,6 +187,7 @@ func (b *bastion) start(ctx context.Context, entry Entry, counted bool) (Entry, 
 			return Entry{}, fmt.Errorf("claiming generation %d: %w", claim.Generation, err)
 		}
 
+		b.event(Event{Kind: Launching, Task: Task{Generation: entry.Generation}})
 		launched, err := b.launch(ctx, entry, failedGenerations)
 		switch {
 		case err == nil:

@@ -343,6 +343,9 @@ func TestFailedEvent(t *testing.T) {
 				if _, err := d.Dial(t.Context(), alice, func(bool) {}); err == nil {
 					t.Fatal("Dial succeeded")
 				}
+				if first := events[0]; first.Kind != Launching || first.Task.Generation != 1 {
+					t.Errorf("the first event is %+v", first)
+				}
 				i := slices.IndexFunc(events, func(e Event) bool { return e.Kind == Failed })
 				if i < 0 {
 					t.Fatalf("no such event among %+v", events)
