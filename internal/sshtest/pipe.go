@@ -40,12 +40,17 @@ func TCPPipe(t testing.TB) (client, server net.Conn) {
 }
 
 type buffer struct {
-	mu       sync.Mutex
-	changed  *sync.Cond
-	data     bytes.Buffer
-	closed   bool
-	deadline *time.Timer
-	expired  bool
+	mu            sync.Mutex
+	changed       *sync.Cond
+	data          bytes.Buffer
+	closed        bool
+	reads, writes deadline
+}
+
+// A deadline is guarded by the buffer's mu.
+type deadline struct {
+	timer   *time.Timer
+	expired bool
 }
 
 func newBuffer() *buffer {
@@ -60,10 +65,10 @@ func (p *pipeEnd) Read(data []byte) (int, error) {
 	b := p.in
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for b.data.Len() == 0 && !b.closed && !b.expired {
+	for b.data.Len() == 0 && !b.closed && !b.reads.expired {
 		b.changed.Wait()
 	}
-	if b.expired {
+	if b.reads.expired {
 		return 0, os.ErrDeadlineExceeded
 	}
 	if b.data.Len() == 0 {
@@ -77,18 +82,22 @@ func (p *pipeEnd) Write(data []byte) (int, error) {
 	b := p.out
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for b.data.Len() > pipeBuffer && !b.closed {
+	for b.data.Len() > pipeBuffer && !b.closed && !b.writes.expired {
 		b.changed.Wait()
 	}
 	if b.closed {
 		return 0, io.ErrClosedPipe
+	}
+	if b.writes.expired {
+		return 0, os.ErrDeadlineExceeded
 	}
 	b.changed.Broadcast()
 	return b.data.Write(data)
 }
 
 func (p *pipeEnd) Close() error {
-	p.SetDeadline(time.Time{})
+	p.SetReadDeadline(time.Time{})
+	p.SetWriteDeadline(time.Time{})
 	for _, b := range []*buffer{p.in, p.out} {
 		b.mu.Lock()
 		b.closed = true
@@ -98,30 +107,39 @@ func (p *pipeEnd) Close() error {
 	return nil
 }
 
-// SetDeadline sets the deadline of reads only. It must be in the future, or zero.
-func (p *pipeEnd) SetDeadline(when time.Time) error {
-	b := p.in
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.deadline != nil {
-		b.deadline.Stop()
-	}
-	b.deadline, b.expired = nil, false
-	if !when.IsZero() {
-		b.deadline = time.AfterFunc(time.Until(when), func() {
-			b.mu.Lock()
-			b.expired = true
-			b.changed.Broadcast()
-			b.mu.Unlock()
-		})
-	}
+// SetDeadline sets the deadline of reads only.
+func (p *pipeEnd) SetDeadline(when time.Time) error { return p.SetReadDeadline(when) }
+
+func (p *pipeEnd) SetReadDeadline(when time.Time) error {
+	p.in.expire(&p.in.reads, when)
 	return nil
 }
 
-func (p *pipeEnd) SetReadDeadline(when time.Time) error { return p.SetDeadline(when) }
-func (p *pipeEnd) SetWriteDeadline(time.Time) error     { return nil }
-func (p *pipeEnd) LocalAddr() net.Addr                  { return pipeAddr{} }
-func (p *pipeEnd) RemoteAddr() net.Addr                 { return pipeAddr{} }
+func (p *pipeEnd) SetWriteDeadline(when time.Time) error {
+	p.out.expire(&p.out.writes, when)
+	return nil
+}
+
+// expire sets a deadline of the buffer; zero means none.
+func (b *buffer) expire(d *deadline, when time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if d.timer != nil {
+		d.timer.Stop()
+	}
+	d.timer, d.expired = nil, false
+	if !when.IsZero() {
+		d.timer = time.AfterFunc(time.Until(when), func() {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			d.expired = true
+			b.changed.Broadcast()
+		})
+	}
+}
+
+func (p *pipeEnd) LocalAddr() net.Addr  { return pipeAddr{} }
+func (p *pipeEnd) RemoteAddr() net.Addr { return pipeAddr{} }
 
 type pipeAddr struct{}
 
