@@ -12,7 +12,7 @@ import (
 
 const (
 	// recentUsers is the number of users with events. Beyond it, the user
-	// whose last event is the oldest is dropped.
+	// whose last event is the oldest is dropped; users with feeds are not.
 	recentUsers = 512
 	// recentEvents and recentRefusals are the events kept for each user.
 	// Refused logins are kept apart, because anyone can cause them and could
@@ -28,12 +28,20 @@ const (
 type Recent struct {
 	mu    sync.Mutex
 	users map[string]*userHistory
+	feeds int // that are open
 }
 
 // A userHistory holds the last events of one user.
 type userHistory struct {
 	events, refusals []Event // the oldest first
 	latest           time.Time
+
+	// The events are numbered from 1. Epoch tells the numbers from those of other
+	// histories. dropped is the highest number of an event that was removed; refused
+	// logins that were folded into a later one do not count.
+	epoch                 string
+	latestNumber, dropped uint64
+	feeds                 []*Feed
 }
 
 // An Event is the part of an [audit.Event] that its user may see. Reasons are left out,
@@ -60,7 +68,8 @@ type Event struct {
 	// the last of them.
 	Times int `json:"times,omitempty"`
 
-	from netip.Addr
+	from   netip.Addr
+	number uint64
 }
 
 // Add keeps an event of a user who has logged in before, or logs in with this event. It
@@ -76,16 +85,19 @@ func (r *Recent) Add(e audit.Event) {
 		if e.Type != audit.Login {
 			return // anyone can try any user name
 		}
-		p = &userHistory{}
+		p = newHistory()
 		r.insert(strings.Clone(e.User), p)
 	}
 	kept := Visible(e)
+	p.latestNumber++
+	kept.number = p.latestNumber
+	defer p.wake()
 	if e.Type == audit.LoginRefused {
 		p.addRefused(kept)
 		return
 	}
 	p.latest = e.Time
-	p.events = push(p.events, kept, recentEvents)
+	p.events = p.push(p.events, kept, recentEvents)
 }
 
 // addRefused keeps a refused login, folded with others from the same address.
@@ -96,13 +108,14 @@ func (p *userHistory) addRefused(e Event) {
 		e.Times += p.refusals[same].Times
 		p.refusals = slices.Delete(p.refusals, same, same+1)
 	}
-	p.refusals = push(p.refusals, e, recentRefusals)
+	p.refusals = p.push(p.refusals, e, recentRefusals)
 }
 
 // push appends e, and removes the first event if there are max.
-func push(events []Event, e Event, max int) []Event {
-	if len(events) >= max {
-		events = slices.Delete(events, 0, len(events)-max+1)
+func (p *userHistory) push(events []Event, e Event, limit int) []Event {
+	if len(events) >= limit {
+		p.dropped = max(p.dropped, events[0].number)
+		events = slices.Delete(events, 0, 1)
 	}
 	return append(events, e)
 }
@@ -114,6 +127,9 @@ func (r *Recent) insert(user string, p *userHistory) {
 	if len(r.users) >= recentUsers {
 		oldest := ""
 		for name, other := range r.users {
+			if len(other.feeds) > 0 {
+				continue
+			}
 			if oldest == "" || other.latest.Before(r.users[oldest].latest) {
 				oldest = name
 			}
