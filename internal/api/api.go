@@ -178,6 +178,16 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 
 var errDraining = errors.New("the gateway drains")
 
+// drains reports whether the gateway drains.
+func (s *Server) drains() bool {
+	select {
+	case <-s.draining:
+		return true
+	default:
+		return false
+	}
+}
+
 // callKey is the key of the [gateway.Call] in the context of a request.
 type callKey struct{}
 

@@ -167,8 +167,8 @@ func (q *request) ssh(owner bastion.Owner) (*SSH, error) {
 }
 
 // status returns the state of the owner's bastion, or errGone. A start that has just begun
-// may not be in the ledger yet.
-func (q *request) status(owner bastion.Owner) (bastion.Status, error) {
+// may not be in the ledger yet; begun says that the caller knows of one.
+func (q *request) status(owner bastion.Owner, begun bool) (bastion.Status, error) {
 	starting, failed := q.server.starts.state(owner)
 	all, err := q.server.Bastions.Status(q.Context(), owner.User)
 	if err != nil {
@@ -180,7 +180,7 @@ func (q *request) status(owner bastion.Owner) (bastion.Status, error) {
 		return bastion.Status{}, bastion.ErrNoProfile
 	case all[i].Entry.State != bastion.Idle:
 		return all[i], nil
-	case starting:
+	case starting || begun:
 		all[i].Entry.State = bastion.Starting
 		return all[i], nil
 	case failed != nil:
@@ -194,7 +194,7 @@ func (q *request) find() error {
 	if err != nil {
 		return err
 	}
-	b, err := q.status(owner)
+	b, err := q.status(owner, false)
 	if err != nil {
 		return err
 	}
@@ -241,16 +241,18 @@ func (q *request) start() error {
 	running := false
 	select {
 	case <-st.done:
-		if st.failed != nil {
+		switch {
+		case st.failed == nil:
+			running = true
+		case !q.server.drains(): // otherwise the bastion goes on starting
 			q.answerProblem(*st.failed)
 			return nil
 		}
-		running = true
 	case <-timer.C:
 	case <-q.server.draining:
 	case <-q.Context().Done():
 	}
-	b, err := q.status(owner)
+	b, err := q.status(owner, true)
 	if err != nil {
 		return err
 	}
