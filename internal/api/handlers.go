@@ -388,7 +388,7 @@ type eventsJSON struct {
 	Events []console.Event `json:"events"`
 }
 
-// events lists the last events of the user at this gateway.
+// events lists the last events of the user at this gateway, or streams them.
 func (q *request) events() error {
 	last := defaultEvents
 	if text := q.FormValue("last"); text != "" {
@@ -397,6 +397,9 @@ func (q *request) events() error {
 			return &problem{400, "parameter", fmt.Sprintf("The parameter last is not a number from 1 to %d.", maxEvents)}
 		}
 		last = n
+	}
+	if acceptsStream(q.Header.Values("Accept")) {
+		return q.stream(last)
 	}
 	return q.answer(http.StatusOK, eventsJSON{append([]console.Event{}, q.caller().Events(last)...)})
 }

@@ -44,6 +44,8 @@ type Call struct {
 	public   bool // nothing was requested that needs a login
 	failed   bool // the login was refused, and that is logged
 	status   int  // of the answer; 0: none
+	endedBy  string
+	endedFor error // nil: the call ends with its answer
 	ended    bool
 }
 
@@ -149,6 +151,8 @@ func (k *Call) end() {
 	defer c.unregister()
 	defer c.slot.release()
 	switch {
+	case k.loggedIn && k.endedFor != nil:
+		c.logEnd(k.endedBy, k.endedFor)
 	case k.loggedIn && k.status == 0:
 		c.logEnd("client", errUnanswered)
 	case k.loggedIn:
@@ -218,6 +222,24 @@ func (k *Call) Answered(status int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.status = status
+}
+
+// Streams says that the answer is a stream without an end. The operating system then
+// buffers little of it, so that a client that does not read is noticed.
+func (k *Call) Streams() {
+	if nc, ok := k.Conn.(interface{ SetWriteBuffer(int) error }); ok {
+		nc.SetWriteBuffer(streamBuffer)
+	}
+}
+
+// streamBuffer is in bytes.
+const streamBuffer = 32 << 10
+
+// StreamEnded records which side has ended a stream, and why, for the logs.
+func (k *Call) StreamEnded(by string, reason error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.endedBy, k.endedFor = by, reason
 }
 
 // Crashed logs a recovered panic. The deferred function that recovered p calls it.
