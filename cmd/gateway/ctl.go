@@ -33,7 +33,7 @@ type ctlCmd struct {
 	Start  ctlStart  `cmd:"" help:"Start a bastion, or find it, and wait until it runs."`
 	Stop   ctlStop   `cmd:"" help:"Stop a bastion, and end all connections to it."`
 	List   ctlList   `cmd:"" help:"List bastions that run or are starting."`
-	Log    ctlLog    `cmd:"" help:"List your last events at the gateway."`
+	Log    ctlLog    `cmd:"" help:"List your last events at the gateway, or follow them."`
 
 	apiClient
 }
@@ -78,71 +78,16 @@ func (c *apiClient) decode(a apiAnswer, to any, s streams) (bool, error) {
 	return true, nil
 }
 
-// call sends a request, with each key until one is accepted. Wait is for a start; zero means
-// the server's default.
+// call sends a request, and reads the answer. Wait is for a start; zero means the server's
+// default.
 func (c *apiClient) call(ctx context.Context, method, target string, wait time.Duration) (apiAnswer, error) {
-	signers, close, err := c.signers()
-	if err != nil {
-		return apiAnswer{}, err
-	}
-	defer close()
-	for i, signer := range signers {
-		answer, err := c.callWith(ctx, signer, method, target, wait)
-		refused := (*apiError)(nil)
-		if i+1 < len(signers) && errors.As(err, &refused) && refused.Code == "not-proven" {
-			continue
-		}
-		return answer, err
-	}
-	return apiAnswer{}, errors.New("the agent has no keys; add one with ssh-add, or name a file with --identity")
-}
-
-// An apiError is a problem that the server reports.
-type apiError struct {
-	Detail string `json:"detail"`
-	Code   string `json:"code"`
-}
-
-func (e *apiError) Error() string { return clean(e.Detail) }
-
-func (c *apiClient) callWith(ctx context.Context, signer ssh.Signer, method, target string, wait time.Duration) (apiAnswer, error) {
-	base, err := url.Parse(c.URL)
-	if err != nil || base.Host == "" || base.Scheme != "https" && base.Scheme != "http" || strings.Trim(base.Path, "/") != "" {
-		return apiAnswer{}, fmt.Errorf("%q is not a URL like https://gateway.example.com:8443", c.URL)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, base.Scheme+"://"+base.Host+target, nil)
-	if err != nil {
-		return apiAnswer{}, err
-	}
-	authorization, err := api.Sign(api.Statement{
-		Method: method, Host: req.URL.Host, Target: req.URL.RequestURI(), User: c.User, Time: time.Now(), Nonce: rand.Text(),
-	}, signer)
-	if err != nil {
-		return apiAnswer{}, err
-	}
-	req.Header.Set("Authorization", authorization)
-	req.Header.Set("User-Agent", "sallyport-ctl")
-	if c.Code != "" {
-		req.Header.Set("Sallyport-Code", c.Code)
-	}
+	ctx, cancel := context.WithTimeout(ctx, wait+time.Minute)
+	defer cancel()
+	header := http.Header{}
 	if wait > 0 {
-		req.Header.Set("Prefer", fmt.Sprintf("wait=%d", int(wait.Seconds())))
+		header.Set("Prefer", fmt.Sprintf("wait=%d", int(wait.Seconds())))
 	}
-	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true, TLSHandshakeTimeout: 20 * time.Second}
-	if c.CA != "" {
-		text, err := os.ReadFile(c.CA)
-		if err != nil {
-			return apiAnswer{}, err
-		}
-		roots := x509.NewCertPool()
-		if !roots.AppendCertsFromPEM(text) {
-			return apiAnswer{}, fmt.Errorf("%s: has no certificates", c.CA)
-		}
-		transport.TLSClientConfig = &tls.Config{RootCAs: roots}
-	}
-	// A redirect would need another signature.
-	client := &http.Client{Transport: transport, Timeout: wait + time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	resp, err := client.Do(req)
+	resp, err := c.open(ctx, method, target, header)
 	if err != nil {
 		return apiAnswer{}, err
 	}
@@ -151,14 +96,86 @@ func (c *apiClient) callWith(ctx context.Context, signer ssh.Signer, method, tar
 	if err != nil {
 		return apiAnswer{}, fmt.Errorf("the answer of %s: %w", c.URL, err)
 	}
-	if resp.StatusCode >= 300 {
-		problem := &apiError{}
-		if json.Unmarshal(body, problem) != nil || problem.Detail == "" {
-			return apiAnswer{}, fmt.Errorf("%s answers %s", c.URL, clean(resp.Status))
-		}
-		return apiAnswer{}, problem
-	}
 	return apiAnswer{resp.StatusCode, body}, nil
+}
+
+// open sends a request, with each key until one is accepted. If the answer is a problem, that
+// is the error. The caller closes the body of the response.
+func (c *apiClient) open(ctx context.Context, method, target string, header http.Header) (*http.Response, error) {
+	signers, close, err := c.signers()
+	if err != nil {
+		return nil, err
+	}
+	defer close()
+	for i, signer := range signers {
+		resp, err := c.openWith(ctx, signer, method, target, header)
+		refused := (*apiError)(nil)
+		if i+1 < len(signers) && errors.As(err, &refused) && refused.Code == "not-proven" {
+			continue
+		}
+		return resp, err
+	}
+	return nil, errors.New("the agent has no keys; add one with ssh-add, or name a file with --identity")
+}
+
+// An apiError is a problem that the server reports.
+type apiError struct {
+	status int
+	Detail string `json:"detail"`
+	Code   string `json:"code"`
+}
+
+func (e *apiError) Error() string { return clean(e.Detail) }
+
+func (c *apiClient) openWith(ctx context.Context, signer ssh.Signer, method, target string, header http.Header) (*http.Response, error) {
+	base, err := url.Parse(c.URL)
+	if err != nil || base.Host == "" || base.Scheme != "https" && base.Scheme != "http" || strings.Trim(base.Path, "/") != "" {
+		return nil, fmt.Errorf("%q is not a URL like https://gateway.example.com:8443", c.URL)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, base.Scheme+"://"+base.Host+target, nil)
+	if err != nil {
+		return nil, err
+	}
+	authorization, err := api.Sign(api.Statement{
+		Method: method, Host: req.URL.Host, Target: req.URL.RequestURI(), User: c.User, Time: time.Now(), Nonce: rand.Text(),
+	}, signer)
+	if err != nil {
+		return nil, err
+	}
+	req.Header = header.Clone()
+	req.Header.Set("Authorization", authorization)
+	req.Header.Set("User-Agent", "sallyport-ctl")
+	if c.Code != "" {
+		req.Header.Set("Sallyport-Code", c.Code)
+	}
+	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true, TLSHandshakeTimeout: 20 * time.Second}
+	if c.CA != "" {
+		text, err := os.ReadFile(c.CA)
+		if err != nil {
+			return nil, err
+		}
+		roots := x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("%s: has no certificates", c.CA)
+		}
+		transport.TLSClientConfig = &tls.Config{RootCAs: roots}
+	}
+	// A redirect would need another signature.
+	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	resp, err := client.Do(req)
+	if err != nil || resp.StatusCode < 300 {
+		return resp, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAPIAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("the answer of %s: %w", c.URL, err)
+	}
+	problem := &apiError{status: resp.StatusCode}
+	if json.Unmarshal(body, problem) != nil || problem.Detail == "" {
+		return nil, fmt.Errorf("%s answers %s", c.URL, clean(resp.Status))
+	}
+	return nil, problem
 }
 
 // signers returns the keys to try. The caller calls close when it has used them.
@@ -318,28 +335,6 @@ func (ctlList) Run(ctx context.Context, c *ctlCmd, s streams) error {
 			since = b.Since.UTC().Format(time.DateTime)
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", clean(b.User), clean(b.Profile), clean(b.State), since, b.Generation, clean(cmp.Or(b.Task, "-")))
-	}
-	return w.Flush()
-}
-
-type ctlLog struct {
-	Last int `short:"n" default:"20" help:"The number of events."`
-}
-
-// Run lists the user's events.
-func (cmd *ctlLog) Run(ctx context.Context, c *ctlCmd, s streams) error {
-	answer, err := c.call(ctx, "GET", fmt.Sprintf("/v1/events?last=%d", cmd.Last), 0)
-	if err != nil {
-		return err
-	}
-	var all struct{ Events []console.Event }
-	if text, err := c.decode(answer, &all, s); !text {
-		return err
-	}
-	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "TIME (UTC)\tID\tFROM\tEVENT")
-	for _, e := range all.Events {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", e.Time.UTC().Format(time.DateTime), clean(cmp.Or(e.Conn, "-")), clean(cmp.Or(e.Client, "-")), clean(e.Text()))
 	}
 	return w.Flush()
 }
