@@ -38,7 +38,7 @@ interop: build
 # Three gateways behind haproxy, under load, while they are killed, paused, drained and
 # cut off, for FLEETTIME (default 10m); see docs/reliability.md.
 fleet: build
-	scripts/apt-require haproxy iptables iproute2 openssh-client nodejs=node npm=npm
+	scripts/apt-require haproxy iptables iproute2 openssh-client nodejs=node npm=npm python3-venv
 	$(GO) build -trimpath -o bin/ ./interop/fleet
 	scripts/clean-home bin/fleet -time $(or $(FLEETTIME),10m) $(ARGS)
 

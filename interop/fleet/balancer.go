@@ -48,10 +48,10 @@ defaults
 	log-format "%%ci:%%cp %%s"
 	option redispatch 1
 	retries 3
-	timeout connect 3s
+	timeout connect 10s
 	timeout client 24h
 	timeout server 24h
-	timeout check 3s
+	timeout check 10s
 
 listen ssh
 	bind %s

@@ -38,7 +38,7 @@ const (
 	// drain is the gateways' setting.
 	drain = 20 * time.Second
 	// startTimeout is the gateways' setting.
-	startTimeout = 2 * time.Minute
+	startTimeout = 4 * time.Minute
 	// sweepInterval is the longest time between two sweeps of a gateway, and
 	// orphanAge the age from which on it stops a task that the table does not have.
 	sweepInterval, orphanAge = 11 * time.Minute, 10 * time.Minute
