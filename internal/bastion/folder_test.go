@@ -36,7 +36,7 @@ func TestFolder(t *testing.T) {
 	if _, err := f.Swap(t.Context(), owner, Entry{}, running); !errors.Is(err, ErrConflict) {
 		t.Errorf("a second first: %v", err)
 	}
-	starting, err := f.Swap(t.Context(), Owner{"bob", "x"}, Entry{}, Entry{Generation: 2, State: Starting, Lease: time.Now().Add(time.Hour)})
+	starting, err := f.Swap(t.Context(), Owner{"bob", "x"}, Entry{}, Entry{Generation: 2, State: Starting, Lease: time.Now().Add(maxLease)})
 	if err != nil || !starting.leased() {
 		t.Fatal(starting, err)
 	}

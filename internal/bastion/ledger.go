@@ -30,7 +30,10 @@ type Entry struct {
 
 // leased reports whether some gateway is starting or stopping the bastion, as far
 // as the ledger knows.
-func (e Entry) leased() bool { return e.State == Starting && time.Now().Before(e.Lease) }
+func (e Entry) leased() bool {
+	left := time.Until(e.Lease)
+	return e.State == Starting && left > 0 && left <= maxLease
+}
 
 // State is the state of an owner's present generation.
 type State int

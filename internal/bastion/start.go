@@ -31,6 +31,11 @@ const (
 	// stopped. The stop takes cleanupTimeout at most, and the clocks of gateways
 	// may differ by half a minute.
 	stopLease = cleanupTimeout + 30*time.Second
+
+	// maxLease exceeds each of them, and the difference of usual clocks. A longer
+	// lease is that of a gateway with a wrong clock, which may have crashed: the owner
+	// would have no bastion, and nobody could stop one, until the lease has ended.
+	maxLease = 10 * time.Minute
 )
 
 // A bastion is one owner's, with its operations: find, start, dial, retire, stop,

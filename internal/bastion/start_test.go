@@ -182,6 +182,23 @@ func TestTakeover(t *testing.T) {
 	}
 }
 
+// TestLeaseOfAWrongClock: if a gateway whose clock is a day ahead crashes during a launch,
+// another one takes over nevertheless.
+func TestLeaseOfAWrongClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := newFakeLauncher(t)
+		defer fake.end()
+		ledger := &Memory{}
+		claim := Entry{Generation: 1, State: Starting, Lease: time.Now().Add(24*time.Hour + leaseTime)}
+		if _, err := ledger.Swap(t.Context(), aliceOwner, Entry{}, claim); err != nil {
+			t.Fatal(err)
+		}
+		if task := mustDial(t, newDialer(fake, ledger), nil); task.Generation != 1 {
+			t.Errorf("generation %d", task.Generation)
+		}
+	})
+}
+
 // TestTwoGateways: if one gateway starts a bastion, the other waits for that start.
 func TestTwoGateways(t *testing.T) {
 	for _, boot := range []time.Duration{5 * time.Second, 2 * time.Minute} { // shorter and longer than the lease
