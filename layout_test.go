@@ -15,7 +15,7 @@ const module = "github.com/sallyport-ssh/sallyport/"
 // mayImport lists the packages of this module that each of its packages may import.
 // Imports point one way, from the commands down.
 var mayImport = map[string][]string{
-	"cmd/gateway":        {"internal/api", "internal/auth", "internal/bastion", "internal/config", "internal/console", "internal/cost", "internal/daemon", "internal/dynamo", "internal/identity", "internal/manpage", "internal/oplog", "internal/policy", "internal/record", "internal/runas"},
+	"cmd/gateway":        {"internal/api", "internal/auth", "internal/bastion", "internal/config", "internal/console", "internal/cost", "internal/daemon", "internal/durable", "internal/dynamo", "internal/identity", "internal/manpage", "internal/oplog", "internal/policy", "internal/record", "internal/runas"},
 	"internal/daemon":    {"internal/api", "internal/audit", "internal/auth", "internal/bastion", "internal/config", "internal/console", "internal/dynamo", "internal/ecstask", "internal/fargate", "internal/gateway", "internal/identity", "internal/local", "internal/metrics", "internal/oplog", "internal/record", "internal/revoked", "internal/secrets", "internal/sshca"},
 	"internal/metrics":   {"internal/audit", "internal/bastion", "internal/gateway"}, // reads their counts
 	"cmd/bastion-agent":  {"internal/agent", "internal/manpage", "internal/oplog", "internal/runas", "internal/sftp", "internal/sshca", "internal/unixsock"},

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/config"
+	"github.com/sallyport-ssh/sallyport/internal/durable"
 )
 
 type demoCmd struct {
@@ -45,6 +46,14 @@ func (d *demoCmd) Run(ctx context.Context, s streams) error {
 	if d.State, err = filepath.Abs(d.State); err != nil {
 		return err
 	}
+	unlock, err := lockFolder(d.State)
+	if errors.Is(err, durable.ErrLocked) {
+		return fmt.Errorf("a demo runs already, with its keys in %s; use that one, or start another with --state DIR and --listen HOST:PORT", d.State)
+	}
+	if err != nil {
+		return fmt.Errorf("preparing %s: %w", d.State, err)
+	}
+	defer unlock()
 	demo, err := prepareDemo(d.State, me)
 	if err != nil {
 		return fmt.Errorf("preparing %s: %w", d.State, err)
@@ -52,7 +61,7 @@ func (d *demoCmd) Run(ctx context.Context, s streams) error {
 
 	ln, err := net.Listen("tcp", d.Listen)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("%w (another one running? choose another port with --listen)", err)
+		return fmt.Errorf("%w (another program uses the port; choose another one with --listen)", err)
 	}
 	if err != nil {
 		return err
@@ -81,6 +90,24 @@ func (d *demoCmd) Run(ctx context.Context, s streams) error {
 	profile.Local.Account = me.Username
 	cfg.Profiles["default"] = profile
 	return serve(ctx, "", cfg, &sockets{ssh: []socket{{TCPListener: ln.(*net.TCPListener)}}}, s)
+}
+
+// lockFolder makes dir and locks it until unlock is called, because two demos in one
+// folder would overwrite each other's ssh_config. Its error is durable.ErrLocked
+// (wrapped) if another process has the lock.
+func lockFolder(dir string) (unlock func() error, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := durable.TryLock(f, syscall.LOCK_EX); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f.Close, nil
 }
 
 // A demo is the state folder, made ready.
