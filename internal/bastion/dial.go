@@ -167,9 +167,10 @@ func (d *Dialer) bastionOf(owner Owner, profile Profile, settings *Settings) *ba
 // none runs. During a start, Dial blocks, for at most the profile's StartTimeout.
 // If ctx ends, the start goes on, so that a later Dial of the same user joins it.
 //
-// Notify, if not nil, is called at most once, on the caller's goroutine, and only
-// if there is something to wait for: with true if this call began a start, with
-// false if one was under way already, or if the bastion does not answer at once.
+// Notify, if not nil, is called at most once, before Dial returns, and only if there
+// is something to wait for: with true if this call began a start, with false if one
+// was under way already, or if the bastion does not answer. A connection that is
+// accepted and then silent is noticed after 5 seconds.
 //
 // If a bastion is alive according to its launcher and does not answer for 45
 // seconds, Dial stops it and starts another. Dial does not stop it if anything was

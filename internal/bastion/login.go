@@ -31,6 +31,10 @@ const (
 	// agent keeps a connection without a sign of life.
 	answerTimeout = 45 * time.Second
 
+	// silence is how long the first attempt may take until the user is told that
+	// she has to wait.
+	silence = 5 * time.Second
+
 	// redialPause is the time between two attempts to connect to a task, and
 	// alivePause between two calls of Launcher.Alive meanwhile.
 	redialPause, alivePause = 100 * time.Millisecond, time.Second
@@ -193,8 +197,10 @@ func (b *bastion) dialAndPin(ctx context.Context, entry Entry, id identity.Ident
 }
 
 // dial connects to a task and logs in as id, with attempts for the time given. It
-// calls onSilence, once, if the first attempt fails. The error wraps ErrGone if
-// the task has ended.
+// calls onSilence, once, if the first attempt fails or takes longer than silence: the
+// kernel accepts connections for an agent that is stopped. The call may be on another
+// goroutine, and has returned when dial returns. The error wraps ErrGone if the task
+// has ended.
 //
 // The launcher is asked whether the task runs only if the task does not answer at
 // once, and concurrently with the attempts, since its answer may take a second.
@@ -204,6 +210,14 @@ func (b *bastion) dial(ctx context.Context, task Task, id identity.Identity, wit
 	silent := make(chan struct{})
 	var watching sync.WaitGroup
 	watching.Go(func() { b.cancelIfGone(trying, cancel, task.ID, silent) })
+	onSilence = sync.OnceFunc(onSilence)
+	watching.Go(func() {
+		select {
+		case <-time.After(silence):
+			onSilence()
+		case <-trying.Done():
+		}
+	})
 	defer watching.Wait()
 	defer cancel(nil)
 

@@ -384,6 +384,26 @@ func TestSilentBastion(t *testing.T) {
 	})
 }
 
+// TestStoppedAgent: the kernel accepts connections for an agent that is stopped. Dial
+// calls notify soon, and not only when its first attempt has timed out.
+func TestStoppedAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := newFakeLauncher(t)
+		defer fake.end()
+		d := newDialer(fake, &Memory{})
+		mustDial(t, d, nil)
+		fake.task(0).mute = true
+		var notes []time.Duration
+		began := time.Now()
+		if task := mustDial(t, d, func(bool) { notes = append(notes, time.Since(began)) }); task.Generation != 2 {
+			t.Errorf("generation %d", task.Generation)
+		}
+		if len(notes) != 1 || notes[0] > silence+time.Second {
+			t.Errorf("told after %v", notes)
+		}
+	})
+}
+
 // TestLostSYN: while a task starts, SYNs to it are lost. Dial starts new TCP
 // connections meanwhile, so that the task is reached at once when it is up, without
 // waiting for a retransmission.
