@@ -120,13 +120,13 @@ func (v value) addresses() (all []string) {
 // its private key. It returns nil after a mistake.
 func (v value) certificate(key value) *tls.Certificate {
 	path, chain, ok := v.fileOrSecret(false)
-	_, private, keyOK := key.fileOrSecret(true)
+	keyPath, private, keyOK := key.fileOrSecret(true)
 	if !ok || !keyOK {
 		return nil
 	}
 	pair, err := tls.X509KeyPair(chain, private)
 	if err != nil {
-		v.mistake("%s: %v", path, err) // no error of package tls contains the key
+		v.mistake("%s with the key %s: %v", path, keyPath, err) // no error of package tls contains the key
 		return nil
 	}
 	return &pair

@@ -266,7 +266,7 @@ func TestMistakes(t *testing.T) {
 		{"api: {listen: :80, tls: {key: fleet_key}}", `g.yaml:1: api.tls: needs certificate and key, the paths of two PEM files`},
 		{"api: {listen: :80, tls: {certificate: none.pem, key: fleet_key}}", `g.yaml:1: api.tls.certificate: `},
 		{"api: {listen: :80, tls: {certificate: fleet_key.pub, key: open_key}}", `g.yaml:1: api.tls.key: `},
-		{"api: {listen: :80, tls: {certificate: fleet_key.pub, key: garbage_key}}", `g.yaml:1: api.tls.certificate: `},
+		{"api: {listen: :80, tls: {certificate: fleet_key.pub, key: garbage_key}}", `g.yaml:1: api.tls.certificate: DIR/fleet_key.pub with the key DIR/garbage_key: tls: `},
 		{"api: {listen: 127.0.0.1:80, ssh_address: ':22'}", `g.yaml:1: api.ssh_address: ":22" names no host; `},
 		{"api: {listen: 127.0.0.1:80, operator_token: open_key}", `g.yaml:1: api.operator_token: `},
 		{"api: {listen: 127.0.0.1:80, operator_token: garbage_key}", `g.yaml:1: api.operator_token: `},
