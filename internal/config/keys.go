@@ -96,7 +96,10 @@ func (v value) fileOrSecret(private bool) (name string, data []byte, ok bool) {
 	}
 	data, info, err := readFile(name, maxKey)
 	if err == nil && private {
-		err = checkMode(info)
+		// A public key that was named by mistake has mode 0644.
+		if err = checkMode(info); err != nil && isPublicKey(data) {
+			err = errPublicKey
+		}
 	}
 	if err != nil {
 		v.mistake("%s: %v", name, reason(err))
@@ -185,9 +188,16 @@ func checkMode(info os.FileInfo) error {
 		forbidden = 0o077
 	}
 	if mode := info.Mode().Perm(); mode&forbidden != 0 {
-		return fmt.Errorf("mode %04o gives others access to a private key; chmod 600 it", mode)
+		return fmt.Errorf("mode %04o gives others access to it; chmod 600 it", mode)
 	}
 	return nil
+}
+
+var errPublicKey = errors.New("is a public key; the private one is the file without .pub")
+
+func isPublicKey(data []byte) bool {
+	_, _, _, _, err := ssh.ParseAuthorizedKey(data)
+	return err == nil
 }
 
 func parsePrivateKey(data []byte) (ssh.Signer, error) {
@@ -196,8 +206,8 @@ func parsePrivateKey(data []byte) (ssh.Signer, error) {
 		return nil, errors.New("has a passphrase, which a server cannot type; remove it with ssh-keygen -p")
 	}
 	if err != nil {
-		if _, _, _, _, err := ssh.ParseAuthorizedKey(data); err == nil {
-			return nil, errors.New("is a public key; the private one is the file without .pub")
+		if isPublicKey(data) {
+			return nil, errPublicKey
 		}
 		return nil, errors.New("is not a private key in a known format")
 	}
