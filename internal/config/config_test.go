@@ -186,7 +186,9 @@ func TestMistakes(t *testing.T) {
 	tests := []struct{ in, want string }{
 		// The form of the file.
 		{"listen: [", `g.yaml:3: not valid YAML: `},
-		{"\tlisten: x", `g.yaml:1: not valid YAML: `},
+		{"\tlisten: x", "g.yaml:1: not valid YAML: found character that cannot start any token; indent with spaces and not with tabs, and quote values that begin with %, @ or `"},
+		{"drain 1s", `g.yaml:2: not valid YAML: mapping values are not allowed in this context; the line before may lack its colon, and a value with a colon and a space needs quotes`},
+		{"listen: x\ndrain 1s", `g.yaml:3: not valid YAML: could not find expected ':'; the line before may lack its colon, or the space behind it`},
 		{"--- # one\nlisten: :1\n--- # two", `g.yaml:3: not valid YAML: a second document; there may be only one`},
 		{"HostKeys: x", `g.yaml:1: HostKeys: unknown key; do you mean host_keys?`},
 		{"max-session: 1", `g.yaml:1: max-session: unknown key; do you mean max_sessions?`},

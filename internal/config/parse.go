@@ -239,11 +239,22 @@ func (r *report) add(line int, format string, args ...any) {
 	r.mistakes = append(r.mistakes, mistake{line, fmt.Sprintf(format, args...)})
 }
 
+// syntaxHints are remedies for messages of package yaml that name no cause.
+var syntaxHints = map[string]string{
+	"found character that cannot start any token":    "indent with spaces and not with tabs, and quote values that begin with %, @ or `",
+	"could not find expected ':'":                    "the line before may lack its colon, or the space behind it",
+	"mapping values are not allowed in this context": "the line before may lack its colon, and a value with a colon and a space needs quotes",
+}
+
 // syntax adds an error of package yaml.
 func (r *report) syntax(err error) {
 	if load := (*yaml.LoadError)(nil); errors.As(err, &load) {
 		if load.Mark.Line > 0 {
-			r.add(load.Mark.Line, "not valid YAML: %s", load.Message)
+			text := load.Message
+			if hint := syntaxHints[text]; hint != "" {
+				text += "; " + hint
+			}
+			r.add(load.Mark.Line, "not valid YAML: %s", text)
 			return
 		}
 		err = errors.New(load.Message)
