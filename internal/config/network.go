@@ -18,6 +18,27 @@ func defaultPenalties() gateway.Penalties {
 	}
 }
 
+// checkListeners reports an address that two servers are to listen at.
+func (v value) checkListeners(g *Gateway) {
+	used := map[string]string{} // address: key
+	for _, server := range []struct {
+		key       string
+		addresses []string
+	}{
+		{"listen", g.Listen}, {"api", g.API.Listen}, {"monitoring", []string{g.Monitoring.Listen}},
+	} {
+		for _, addr := range server.addresses {
+			if addr == "" || strings.HasSuffix(addr, ":0") {
+				continue
+			}
+			if other, ok := used[addr]; ok && other != server.key {
+				v.report.add(v.lineOf(server.key), "%s.listen: %s is also the address of %s", server.key, addr, other)
+			}
+			used[addr] = server.key
+		}
+	}
+}
+
 func (v value) networksOrNone() []netip.Prefix {
 	if v.is("none") {
 		return nil

@@ -104,6 +104,7 @@ func parse(data []byte, file, dir string, aws *AWS, running *Gateway) (*Gateway,
 	}
 
 	v.checkLedger(g)
+	v.checkListeners(g)
 	for _, required := range []struct{ key, hint string }{
 		{"authorized_keys_dir", "name the folder with one authorized_keys file per user"},
 		{"fleet_key", `name a private key that only gateways have; make one with ssh-keygen -t ed25519 -N "" -f FILE`},
