@@ -17,7 +17,7 @@ import (
 )
 
 type checkCmd struct {
-	Config string `required:"" placeholder:"FILE" help:"The configuration file, or ssm:NAME or secretsmanager:NAME."`
+	Config string `default:"/etc/sallyport/gateway.yaml" placeholder:"FILE" help:"The configuration file, or ssm:NAME or secretsmanager:NAME (default /etc/sallyport/gateway.yaml)."`
 	AWS    bool   `name:"aws" help:"Also ask AWS whether this gateway has the permissions that its profiles need. Starts nothing."`
 	question
 }

@@ -33,7 +33,7 @@ func sharedTable(ctx context.Context, path string) (*config.Gateway, *dynamo.Tab
 }
 
 type createTableCmd struct {
-	Config string `required:"" placeholder:"FILE" help:"The configuration; it must have ledger."`
+	Config string `default:"/etc/sallyport/gateway.yaml" placeholder:"FILE" help:"The configuration; it must have ledger (default /etc/sallyport/gateway.yaml)."`
 }
 
 // Run creates the table.
@@ -50,7 +50,7 @@ func (c *createTableCmd) Run(ctx context.Context, s streams) error {
 }
 
 type copyLedgerCmd struct {
-	Config string `required:"" placeholder:"FILE" help:"The new configuration; it must have ledger, and the old state_dir."`
+	Config string `default:"/etc/sallyport/gateway.yaml" placeholder:"FILE" help:"The new configuration; it must have ledger, and the old state_dir (default /etc/sallyport/gateway.yaml)."`
 }
 
 // Run copies the entries of the folder that the table does not have. The gateway

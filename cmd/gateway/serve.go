@@ -13,7 +13,7 @@ import (
 )
 
 type serveCmd struct {
-	Config string `required:"" placeholder:"FILE" help:"The configuration file, or ssm:NAME or secretsmanager:NAME."`
+	Config string `default:"/etc/sallyport/gateway.yaml" placeholder:"FILE" help:"The configuration file, or ssm:NAME or secretsmanager:NAME (default /etc/sallyport/gateway.yaml)."`
 }
 
 // Run serves until SIGTERM or SIGINT.

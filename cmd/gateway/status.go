@@ -7,7 +7,7 @@ import (
 )
 
 type statusCmd struct {
-	Config string `default:"/etc/sallyport/gateway.yaml" placeholder:"FILE" help:"The configuration; it must have ledger. Default: /etc/sallyport/gateway.yaml."`
+	Config string `default:"/etc/sallyport/gateway.yaml" placeholder:"FILE" help:"The configuration; it must have ledger (default /etc/sallyport/gateway.yaml)."`
 	JSON   bool   `name:"json" help:"Print JSON."`
 }
 

@@ -18,7 +18,7 @@ import (
 )
 
 type totpCmd struct {
-	Config string   `required:"" placeholder:"FILE" help:"The configuration file; it must have totp_dir."`
+	Config string   `default:"/etc/sallyport/gateway.yaml" placeholder:"FILE" help:"The configuration file; it must have totp_dir (default /etc/sallyport/gateway.yaml)."`
 	From   string   `placeholder:"LIST" help:"A file with one user per line, or - for standard input."`
 	QR     *bool    `name:"qr" negatable:"" help:"Draw a QR code for the app (default: only on a terminal)."`
 	Users  []string `arg:"" optional:"" name:"user" help:"Users that need a secret."`
