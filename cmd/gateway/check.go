@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,7 +46,22 @@ func (c *checkCmd) Run(ctx context.Context, s streams) error {
 		return config.Mistakes(problems)
 	}
 	if c.As != "" || c.From != "" || c.To != "" || c.Profile != "" || len(c.Principal) > 0 || !c.At.IsZero() {
-		return c.answer(s.out, c.Config, cfg)
+		if err := c.answer(s.out, c.Config, cfg); err != nil {
+			return err
+		}
+		// The answer stays yes, because the gateway may run on another machine.
+		if err := daemon.CheckAccount(cfg, cmp.Or(c.Profile, "default"), c.As); err != nil {
+			fmt.Fprintf(s.out, "note: on this machine: %v\n", err)
+		}
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(cfg.Profiles)) {
+		if cfg.Profiles[name].Local.Account == "" {
+			continue // each user has an account of her own; --as tells
+		}
+		if err := daemon.CheckAccount(cfg, name, ""); err != nil {
+			fmt.Fprintf(s.out, "%s: profiles.%s: note: on this machine: %v\n", c.Config, name, err)
+		}
 	}
 	if cfg.TOTPRequired {
 		without, err := (&auth.TOTP{Dir: cfg.TOTPDir}).Without(cfg.AuthorizedKeysDir)

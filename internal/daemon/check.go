@@ -25,6 +25,16 @@ func Check(cfg *config.Gateway) []error {
 	return problems
 }
 
+// CheckAccount returns an error if local bastions of a profile have no account on this
+// machine for the sessions of a user.
+func CheckAccount(cfg *config.Gateway, profile, user string) error {
+	if p := cfg.Profiles[profile]; p.Launcher != "fargate" {
+		_, err := p.Local.AccountOf(user)
+		return err
+	}
+	return nil
+}
+
 // Table returns the table that the configuration shares with other gateways, or nil.
 // It makes no call.
 func Table(ctx context.Context, cfg *config.Gateway) (*dynamo.Table, error) {

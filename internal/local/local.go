@@ -100,7 +100,7 @@ type Options struct {
 // earlier ones of the owner, across restarts. If ctx ends first, Launch kills the
 // agent that it has started.
 func (l *Launcher) Launch(ctx context.Context, want bastion.Launch) (bastion.Task, error) {
-	account, err := l.account(want.Owner.User)
+	account, err := l.AccountOf(want.Owner.User)
 	if err != nil {
 		return bastion.Task{}, err
 	}
@@ -161,10 +161,18 @@ func (l *Launcher) Launch(ctx context.Context, want bastion.Launch) (bastion.Tas
 	return next.task(), nil
 }
 
-// account returns the account that user's sessions run in.
-func (l *Launcher) account(name string) (string, error) {
-	if l.Account != "" {
-		return l.Account, nil
+// AccountOf returns the account of a user's sessions. The error wraps
+// [bastion.ErrNoAccount] if this machine does not have it.
+func (o Options) AccountOf(name string) (string, error) {
+	if o.Account != "" {
+		_, err := account.Lookup(o.Account)
+		if errors.Is(err, account.ErrUnknown) {
+			return "", fmt.Errorf("%w: the account %q, which the profile's local.account names, does not exist", bastion.ErrNoAccount, o.Account)
+		}
+		if err != nil {
+			return "", fmt.Errorf("looking up the account %q: %w", o.Account, err)
+		}
+		return o.Account, nil
 	}
 	if os.Geteuid() != 0 {
 		me, err := user.Current()

@@ -466,7 +466,8 @@ func TestAccount(t *testing.T) {
 		user, configured string
 		asRoot, asOther  string // "" for ErrNoAccount
 	}{
-		{"alice", "shared", "shared", "shared"},
+		{"alice", "nobody", "nobody", "nobody"},
+		{"alice", "no-such-account", "", ""},
 		{"nobody", "", "nobody", me.Username},
 		{"no-such-user-here", "", "", me.Username},
 		{"root", "", "", me.Username},
@@ -476,7 +477,7 @@ func TestAccount(t *testing.T) {
 		if os.Geteuid() == 0 {
 			want = tt.asRoot
 		}
-		got, err := (&Launcher{Options: Options{Account: tt.configured}}).account(tt.user)
+		got, err := Options{Account: tt.configured}.AccountOf(tt.user)
 		if got != want || errors.Is(err, bastion.ErrNoAccount) != (want == "") {
 			t.Errorf("account of %s with %q configured: %q, %v; want %q", tt.user, tt.configured, got, err, want)
 		}
