@@ -80,16 +80,16 @@ func TestUsageEvents(t *testing.T) {
 		one.mustLogin(t, "alice")
 		idleSince := time.Now()
 		time.Sleep(time.Minute) // ECS lists it
-		sweep(bastion.Started)
+		sweep(bastion.Launching, bastion.Started)
 		size := bastion.Usage{Platform: "fargate", CPU: 256, Memory: 512, Architecture: "x86_64"}
-		if e := events[0]; e.Task.Usage != size || e.MaxLife != 12*time.Hour {
+		if e := events[1]; e.Task.Usage != size || e.MaxLife != 12*time.Hour {
 			t.Errorf("started: %+v, maximum life %v", e.Task.Usage, e.MaxLife)
 		}
 
 		account.agents.idle()
 		time.Sleep(2 * time.Minute)
-		sweep(bastion.Started, bastion.Ended)
-		ended := events[1].Task.Usage
+		sweep(bastion.Launching, bastion.Started, bastion.Ended)
+		ended := events[2].Task.Usage
 		// The pull of the image begins 17 s after the launch.
 		if from := ended.From.Sub(launched.Add(17 * time.Second)); from.Abs() > time.Second {
 			t.Errorf("billed from %v after the pull", from)
@@ -101,6 +101,6 @@ func TestUsageEvents(t *testing.T) {
 		if ended != size {
 			t.Errorf("ended: %+v", ended)
 		}
-		sweep(bastion.Started, bastion.Ended)
+		sweep(bastion.Launching, bastion.Started, bastion.Ended)
 	})
 }
