@@ -150,7 +150,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	defer stopAccepting()
 	accepting, acceptCtx := errgroup.WithContext(acceptCtx)
 	defer context.AfterFunc(ctx, func() {
-		if delay := s.settings().DrainDelay; delay > 0 {
+		if delay := s.settings().DrainDelay; delay > 0 && !s.handedOver.Load() {
 			s.Log.Info("leaving service, and still accepting", "drain_delay", delay.String())
 			select {
 			case <-time.After(delay):
