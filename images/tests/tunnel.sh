@@ -13,5 +13,8 @@ for host in tunnel rotunnel; do # the second with a read-only root file system
 	equal "$host: -D" "$(curl -sS --socks5-hostname "127.0.0.1:$socks" "http://localhost:$web/page")" "through $host"
 	equal "$host: a session" "$(status "${ssh[@]}" $host true 2>err)" 127
 	grep -q '^This bastion has no shell and only forwards connections: ' err
-	ssh -F "$SSH_CONFIG" -tt $host </dev/null 2>&1 | grep -q '^This bastion has no shell and only forwards connections: '
+	code=0
+	"${ssh[@]}" -tt $host >terminal </dev/null || code=$?
+	equal "$host: a terminal" $code 127
+	grep -q '^This bastion has no shell and only forwards connections: ' terminal
 done
