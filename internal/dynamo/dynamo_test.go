@@ -95,7 +95,7 @@ func TestCreateAndCheck(t *testing.T) {
 	}
 
 	missing := New(config(endpoint), "missing", "prod")
-	if err := missing.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "DescribeTable missing") {
+	if err := missing.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "DescribeTable missing: there is no such table in this account and Region; gateway ledger create-table makes it") {
 		t.Errorf("a table that does not exist: %v", err)
 	}
 

@@ -135,7 +135,7 @@ func (t *Table) Create(ctx context.Context) error {
 func (t *Table) checkKeys(ctx context.Context) error {
 	out, err := t.client.DescribeTable(ctx, &dynamodb.DescribeTableInput{TableName: &t.name})
 	if err != nil {
-		return fmt.Errorf("DescribeTable %s: %w", t.name, err)
+		return fmt.Errorf("DescribeTable %s: %w", t.name, explained(err))
 	}
 	var keys []string
 	for _, element := range out.Table.KeySchema {
@@ -152,6 +152,14 @@ func (t *Table) checkKeys(ctx context.Context) error {
 		return fmt.Errorf("the table %s has the keys %q, not %q; use another table", t.name, keys, want)
 	}
 	return nil
+}
+
+// explained adds the remedy to the error for a table that does not exist.
+func explained(err error) error {
+	if missing := (*types.ResourceNotFoundException)(nil); errors.As(err, &missing) {
+		return fmt.Errorf("there is no such table in this account and Region; gateway ledger create-table makes it: %w", err)
+	}
+	return err
 }
 
 // Check proves that the table exists, has the right keys, and can be read and
@@ -256,7 +264,7 @@ func (t *Table) query(ctx context.Context, pk, prefix string) ([]map[string]type
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("calling Query in %s: %w", t.name, err)
+			return nil, fmt.Errorf("calling Query in %s: %w", t.name, explained(err))
 		}
 		items = append(items, page.Items...)
 	}
