@@ -1,13 +1,12 @@
 package console
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/sallyport-ssh/sallyport/internal/audit"
@@ -57,7 +56,7 @@ func commands() []*command {
 		{name: "stop", usage: "[PROFILE] [--yes]", help: "stop your bastion, and end every connection to it", maxArgs: 1, asks: true, run: (*session).stop},
 		{name: "log", usage: "[--last N]", help: "your recent events, the newest last", last: true, run: (*session).log},
 		{name: "keys list", ownKeys: true, help: "your keys", run: (*session).keysList},
-		{name: "keys add", usage: "[LINE]", ownKeys: true, raw: true, help: "add a public key; without LINE, the keys on standard input", run: (*session).keysAdd},
+		{name: "keys add", usage: "[LINE]", ownKeys: true, raw: true, help: "add a public key; without LINE, from standard input", run: (*session).keysAdd},
 		{name: "keys remove", usage: "FINGERPRINT [--yes]", ownKeys: true, help: "remove a key that you have added", maxArgs: 1, minArgs: 1, asks: true, run: (*session).keysRemove},
 		{name: "whoami", help: "your user name, key, roles and permissions", run: (*session).whoami},
 		{name: "help", help: "this", run: (*session).help},
@@ -65,11 +64,11 @@ func commands() []*command {
 		{name: "gateways", admin: true, fleet: true, peers: true, help: "the gateways that share the ledger", run: (*session).gateways},
 		{name: "users", admin: true, peers: true, help: "connected users", run: (*session).users},
 		{name: "kick", usage: "USER|ID [--yes]", admin: true, peers: true, help: "end all connections of a user, or one by its id", maxArgs: 1, minArgs: 1, asks: true, run: (*session).kick},
-		{name: "stop", usage: "USER[+PROFILE] [--yes]", admin: true, help: "stop a user's bastion, and end every connection to it", run: (*session).stop},
+		{name: "stop", usage: "USER[+PROFILE] [--yes]", admin: true, help: "stop a user's bastion and end every connection to it", run: (*session).stop},
 		{name: "revoke", usage: "USER [--for DURATION] [--reason TEXT] [--stop] [--yes]", admin: true, help: "refuse a user's logins, and end all her connections", maxArgs: 1, minArgs: 1, asks: true, revokes: true, run: (*session).revoke},
 		{name: "permit", usage: "USER", admin: true, help: "undo a revoke", maxArgs: 1, minArgs: 1, run: (*session).permit},
 		{name: "revoked", usage: "[USER]", admin: true, peers: true, help: "the revoked users", maxArgs: 1, run: (*session).revoked},
-		{name: "drain", usage: "[GATEWAY] [--yes]", admin: true, peers: true, help: "take this gateway, or another one, out of service, as SIGTERM does", maxArgs: 1, asks: true, run: (*session).drain},
+		{name: "drain", usage: "[GATEWAY] [--yes]", admin: true, peers: true, help: "drain and end this gateway, or another one", maxArgs: 1, asks: true, run: (*session).drain},
 		{name: "disconnect", usage: "USER+PROFILE", peers: true, private: true, help: "end the connections to a bastion that is about to be stopped", maxArgs: 1, minArgs: 1, run: (*session).disconnect},
 	}
 }
@@ -277,6 +276,9 @@ func (s *session) admin() bool {
 	return admin
 }
 
+// maxUsage is the width, in columns, of a usage that has its help on the same line.
+const maxUsage = 24
+
 func (s *session) help(c call) error {
 	type entry struct {
 		Command string `json:"command"`
@@ -294,13 +296,19 @@ func (s *session) help(c call) error {
 	if c.json {
 		return s.writeJSON(entries)
 	}
-	return s.table(func(w *tabwriter.Writer) {
-		for i, e := range entries {
-			if e.Admin && !entries[i-1].Admin {
-				fmt.Fprintln(w, "For administrators:")
-			}
-			fmt.Fprintf(w, "  %s\t%s\n", cmp.Or(strings.TrimSpace(e.Command+" "+e.Usage), e.Command), e.Help)
+	var b strings.Builder
+	for i, e := range entries {
+		if e.Admin && !entries[i-1].Admin {
+			b.WriteString("For administrators:\n")
 		}
-		fmt.Fprint(w, "\nAll commands take --json. With --yes a command does not ask.\n")
-	})
+		usage := strings.TrimSpace(e.Command + " " + e.Usage)
+		if len(usage) > maxUsage {
+			b.WriteString("  " + usage + "\n")
+			usage = ""
+		}
+		fmt.Fprintf(&b, "  %-*s  %s\n", maxUsage, usage, e.Help)
+	}
+	b.WriteString("\nAll commands take --json. With --yes a command does not ask.\n")
+	_, err := io.WriteString(s.out, b.String())
+	return err
 }

@@ -239,6 +239,8 @@ func TestCommands(t *testing.T) {
 			{"alice", "help", 0, "stop your bastion", ""},
 			{"alice", "help --json", 0, `{"command":"status","usage":"","help":"your bastions","admin":false}`, ""},
 			{"root", "help", 0, "For administrators:", ""},
+			{"root", "help", 0, "  bastions                  all running bastions\n", ""},
+			{"root", "help", 0, "  stop USER[+PROFILE] [--yes]\n                            stop a user's bastion and end", ""},
 			{"alice", "gateways", 1, "", "for administrators"},
 			{"root", "gateways", 1, "", "shares its ledger with no other gateway"},
 			{"alice", "log", 0, "TIME (UTC)", ""},

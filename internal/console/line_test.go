@@ -204,3 +204,12 @@ func TestVisibleTask(t *testing.T) {
 		}
 	}
 }
+
+// TestHelpFits: no line of help is wrapped.
+func TestHelpFits(t *testing.T) {
+	for _, c := range commands() {
+		if n := len(fmt.Sprintf("  %-*s  %s", maxUsage, "", c.help)); n > tableWidth && !c.private {
+			t.Errorf("%s: the help is %d columns wide", c.name, n)
+		}
+	}
+}

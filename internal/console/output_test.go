@@ -6,6 +6,20 @@ import (
 	"unicode/utf8"
 )
 
+func TestShortVersion(t *testing.T) {
+	for version, want := range map[string]string{
+		"sallyport gateway 1.2.3 go1.26.8 linux/amd64":              "1.2.3",
+		"sallyport gateway devel 0201975ff3a1 go1.26.8 linux/amd64": "devel 0201975ff3a1",
+		"sallyport gateway v0.0.0-20261201 go1.27rc1 linux/arm64":   "v0.0.0-20261201",
+		"v1": "v1",
+		"":   "",
+	} {
+		if got := shortVersion(version); got != want {
+			t.Errorf("%q: got %q, want %q", version, got, want)
+		}
+	}
+}
+
 func TestWrap(t *testing.T) {
 	word := strings.Repeat("x", 30)
 	for _, tt := range []struct{ in, want string }{

@@ -483,8 +483,15 @@ func writeGateways(w io.Writer, entries []gatewayJSON) {
 			answers = map[bool]string{true: "yes", false: "no"}[*e.Answers]
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", sanitize(id), e.State, answers, ageOf(e.Since), ageOf(e.Seen),
-			e.Connections, settings, cmp.Or(sanitize(e.Address), "-"), sanitize(e.Version))
+			e.Connections, settings, cmp.Or(sanitize(e.Address), "-"), sanitize(shortVersion(e.Version)))
 	}
+}
+
+// shortVersion returns the release in the version of a gateway, which also has the names of
+// the program and of its platform.
+func shortVersion(version string) string {
+	release, _, _ := strings.Cut(strings.TrimPrefix(version, "sallyport gateway "), " go1.")
+	return release
 }
 
 // userJSON is a user with her connections, in JSON output.
