@@ -14,7 +14,8 @@ import (
 
 const (
 	// reserveParts is how often the reserve is topped up per reserve of written
-	// bytes.
+	// bytes. It is also topped up by the first event after alertInterval, so that
+	// the operator of a quiet gateway is told soon that the file system is full.
 	reserveParts = 16
 	// minReserve is the smallest reserve, in bytes.
 	minReserve = 64 << 10
@@ -32,6 +33,7 @@ type reserve struct {
 	log  *slog.Logger
 
 	written int64     // since it was topped up
+	topped  time.Time // when it was topped up, or this was tried
 	alerted time.Time // when its use was last logged; zero if it is not used
 
 	left atomic.Int64 // bytes
@@ -41,7 +43,7 @@ type reserve struct {
 // has too little space, begin tries a half, a quarter, and so on.
 func (r *reserve) begin(f *os.File) {
 	r.left.Store(0)
-	r.written = 0
+	r.written, r.topped = 0, time.Now()
 	if r.size == 0 {
 		return
 	}
@@ -62,19 +64,21 @@ func (r *reserve) begin(f *os.File) {
 	r.log.Error("the file system of the audit log is full, and has no room for a reserve")
 }
 
-// used counts n written bytes, and tops the reserve up after each part of it.
+// used counts n written bytes, and tops the reserve up after each part of it, and after
+// alertInterval.
 func (r *reserve) used(f *os.File, n int) {
 	if r.size == 0 {
 		return
 	}
 	r.written += int64(n)
 	r.left.Store(max(r.left.Load()-int64(n), 0))
-	if r.written < r.size/reserveParts {
+	now := time.Now()
+	if r.written < r.size/reserveParts && now.Sub(r.topped) < alertInterval {
 		return
 	}
-	r.written = 0
+	r.written, r.topped = 0, now
 	err := r.allocate(f, r.size)
-	switch now := time.Now(); {
+	switch {
 	case err == nil && !r.alerted.IsZero():
 		r.alerted = time.Time{}
 		r.log.Warn("the file system of the audit log has room again")

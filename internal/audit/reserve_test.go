@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -109,6 +110,43 @@ func readFile(t *testing.T, path string) string {
 		t.Fatal(err)
 	}
 	return string(data)
+}
+
+// TestFullFileSystemIsNoticed: the operator of a gateway that writes few events is told,
+// too, that the file system is full.
+func TestFullFileSystemIsNoticed(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a file system that can be filled needs root")
+	}
+	disk := t.TempDir()
+	if err := syscall.Mount("none", disk, "tmpfs", 0, "size=256k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Unmount(disk, syscall.MNT_DETACH) })
+	f, err := os.Create(filepath.Join(disk, "audit.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var said strings.Builder
+	r := reserve{size: 128 << 10, log: slog.New(slog.NewTextHandler(&said, nil))}
+	r.begin(f)
+	if err := os.WriteFile(filepath.Join(disk, "filler"), make([]byte, 1<<20), 0o600); !isFull(err) {
+		t.Fatal(err)
+	}
+	event := []byte("an event\n")
+	write := func() {
+		if _, err := f.Write(event); err != nil {
+			t.Fatal(err)
+		}
+		r.used(f, len(event))
+	}
+	write()
+	r.topped = time.Now().Add(-alertInterval)
+	write()
+	if !strings.Contains(said.String(), "IS FULL") {
+		t.Errorf("after %v the operator was told %q", alertInterval, said.String())
+	}
 }
 
 // TestReserveTooBig: a reserve that is too large is halved until it fits.
