@@ -219,12 +219,15 @@ func (c *conn) spend(n int) {
 // reference ref if that is not empty.
 func (c *conn) disconnectFlooding(limit float64, ref string) {
 	defer c.closeOnPanic(c.stream)
-	scope := "user"
+	scope, configured := "user", float64(c.cfg.LogPerUser.Bytes)
 	if ref != "" {
-		scope = "connection"
+		scope, configured = "connection", configured/connShare
 	}
 	why := fmt.Sprintf("the %s has caused more log entries than the %d bytes that log_per_user permits", scope, int64(limit))
-	c.srv.Log.Warn("disconnecting connections that fill the logs", "user", c.identity.User, "conn", ref, "err", why)
+	if limit < configured {
+		why += ", at most an eighth of the free space of the audit log's file system"
+	}
+	c.srv.Log.Warn("disconnecting connections that fill the logs", "user", c.identity.User, "conn", c.ref, "err", why)
 	c.srv.mu.Lock()
 	defer c.srv.mu.Unlock()
 	for other := range c.srv.conns {

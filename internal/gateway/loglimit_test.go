@@ -240,6 +240,9 @@ func TestLogShare(t *testing.T) {
 		if got := size(events()); got > 200<<10 {
 			t.Errorf("%d bytes of events, with 1 MiB left", got)
 		}
+		if want := "at most an eighth of the free space"; !strings.Contains(gw.logged(), want) {
+			t.Errorf("the log does not say %q", want)
+		}
 	})
 }
 
