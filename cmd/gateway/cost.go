@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -70,7 +71,8 @@ func (c *costCmd) Run(s streams) error {
 	}
 	report, err := log.Report(since, until, c.By, prices)
 	if err != nil {
-		return errors.Join(append(problems, err)...)
+		// A file that cannot be read is the reason that there are no events.
+		return cmp.Or(errors.Join(problems...), err)
 	}
 	if c.JSON {
 		out := json.NewEncoder(s.out)
