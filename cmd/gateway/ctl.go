@@ -56,6 +56,9 @@ type apiClient struct {
 // maxAPIAnswer limits an answer, in bytes.
 const maxAPIAnswer = 16 << 20
 
+// maxAnswerText limits the text of an answer that is printed, in bytes.
+const maxAnswerText = 200
+
 // maxOfferedKeys limits the keys of an agent that are tried: each that is refused adds to the
 // penalty of this machine.
 const maxOfferedKeys = 2
@@ -163,6 +166,9 @@ func (c *apiClient) openWith(ctx context.Context, signer ssh.Signer, method, tar
 	// A redirect would need another signature.
 	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	resp, err := client.Do(req)
+	if unknown := (x509.UnknownAuthorityError{}); errors.As(err, &unknown) {
+		return nil, fmt.Errorf("%w; name its certificate or authority with --ca", err)
+	}
 	if err != nil || resp.StatusCode < 300 {
 		return resp, err
 	}
@@ -173,7 +179,9 @@ func (c *apiClient) openWith(ctx context.Context, signer ssh.Signer, method, tar
 	}
 	problem := &apiError{status: resp.StatusCode}
 	if json.Unmarshal(body, problem) != nil || problem.Detail == "" {
-		return nil, fmt.Errorf("%s answers %s", c.URL, clean(resp.Status))
+		// The server of Go answers a request without TLS by a line of text.
+		line, _, _ := strings.Cut(string(body[:min(len(body), maxAnswerText)]), "\n")
+		return nil, fmt.Errorf("%s answers %s: %s", c.URL, clean(resp.Status), clean(line))
 	}
 	return nil, problem
 }
