@@ -42,10 +42,10 @@ fleet: build
 	$(GO) build -trimpath -o bin/ ./interop/fleet
 	scripts/clean-home bin/fleet -time $(or $(FLEETTIME),10m) $(ARGS)
 
-# Linters, plans and tests of deploy. Plans and tests need terraform, which is not in
-# Debian; without it, the others run.
+# Linters and tests of deploy. Some need root, and some terraform, which is not in Debian;
+# without, the others run.
 deploy-check:
-	scripts/apt-require jq openssh-client prometheus=promtool python3-venv
+	scripts/apt-require curl haproxy iproute2 jq openssh-client prometheus=promtool python3-venv
 	deploy/check/run
 
 # Measures, and compares with docs/performance.json. Without ARGS it also writes that
