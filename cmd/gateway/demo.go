@@ -32,6 +32,9 @@ type demoCmd struct {
 
 // Run serves the account that runs it, with a key made for it, and no other user.
 func (d *demoCmd) Run(ctx context.Context, s streams) error {
+	if d.Idle < time.Second {
+		return fmt.Errorf("--idle: %v is less than a second", d.Idle)
+	}
 	me, err := user.Current()
 	if err != nil {
 		return fmt.Errorf("looking up your account: %w", err)
