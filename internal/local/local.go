@@ -85,10 +85,10 @@ type Launcher struct {
 type Options struct {
 	// Agent is the path of the bastion-agent program.
 	Agent string
-	// Account is the account that everybody's sessions run in. If it is
-	// empty, a gateway that runs as root uses the account named like the
-	// user, which must exist and must not be root's; any other gateway can
-	// only use its own account, for everybody.
+	// Account is the account of the sessions of all users. If it is empty, a
+	// gateway that runs as root uses the account with the user's name, which
+	// must exist and must not be root's; any other gateway can only use its
+	// own account, for all users.
 	Account string
 	// AcceptEnv are patterns of the environment variables clients may set;
 	// empty means none.
