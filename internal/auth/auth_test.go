@@ -297,6 +297,7 @@ func TestCheck(t *testing.T) {
 		"bob", lines("", "shiny "+authorized(edKey(1)), authorized(edKey(2)), "agent-forwarding,tunnel=\"1\" "+authorized(edKey(3))),
 		"carol~", authorized(edKey(1)),
 		"carol.disabled", authorized(edKey(1)),
+		"carol.pub", authorized(edKey(1)),
 		"first.last", authorized(edKey(1)),
 		"dave", authorized(edKey(1)),
 		".hidden", "nonsense",
@@ -313,6 +314,7 @@ func TestCheck(t *testing.T) {
 		`bob:2: option "shiny": unknown; the line is refused`,
 		`bob:4: option "tunnel": tunnel devices are not supported; the line is refused`,
 		`carol.disabled: this file is ignored: a name with .disabled in it is that of a backup file, not of a user`,
+		`carol.pub: this file is ignored: the name of a file is that of its user, here carol, without .pub`,
 		`carol~: this file is ignored: not a possible user name: it must be 1 to 64 letters, digits and ._@-, and not begin with . or -`,
 		`dave: mode 0666 lets others write to it; logins that depend on it are refused until chmod go-w`,
 	}

@@ -73,5 +73,8 @@ func misnamedFiles(dir *folder) ([]error, error) {
 }
 
 func misnamed(dir *folder, name string, why error) error {
+	if user, ok := strings.CutSuffix(name, ".pub"); ok && validUser(user) {
+		why = fmt.Errorf("the name of a file is that of its user, here %s, without .pub", user)
+	}
 	return fmt.Errorf("%s: this file is ignored: %w", filepath.Join(dir.path, name), why)
 }
