@@ -312,6 +312,7 @@ func TestMistakes(t *testing.T) {
 		{"profiles:\n  a b: {}", `g.yaml:2: profiles.a b: "a b" is not a name for a profile; write 1 to 32 letters, digits, - and _, a letter or digit first`},
 		{"profiles: {ctl: {}}", `g.yaml:1: profiles.ctl: the name ctl is reserved for the console`},
 		{"profiles:\n  big:\n    launcher: fargate", `g.yaml:2: profiles.big: the launcher fargate needs the key fargate with at least cluster, task_definition and subnets`},
+		{"profiles:\n  big:\n    fargate: {cluster: c, task_definition: 'td:1', subnets: [subnet-0a1b2c3d]}", `g.yaml:2: profiles.big: the key fargate has no effect without launcher: fargate`},
 		{"profiles:\n  big:\n    launcher: docker", `g.yaml:3: profiles.big.launcher: "docker" is not a launcher; there are local and fargate`},
 		{"profiles:\n  big:\n    idle: 2d", `g.yaml:2: profiles.big: max_life (12h0m0s) is shorter than idle (48h0m0s)`},
 		{"profiles: {a: {gateway_ports: maybe}}", `g.yaml:1: profiles.a.gateway_ports: "maybe" is not a value of GatewayPorts; there are no, yes and clientspecified`},

@@ -190,6 +190,9 @@ func (v value) profiles(profiles map[string]Profile) {
 		if p.Launcher == "fargate" && !seen["fargate"] {
 			v.mistake("the launcher fargate needs the key fargate with at least cluster, task_definition and subnets")
 		}
+		if p.Launcher == "local" && seen["fargate"] {
+			v.mistake("the key fargate has no effect without launcher: fargate")
+		}
 		if p.Idle > 0 && p.MaxLife > 0 && p.MaxLife < p.Idle {
 			v.mistake("max_life (%v) is shorter than idle (%v)", p.MaxLife, p.Idle)
 		}
