@@ -111,11 +111,11 @@ func (s *session) keysAdd(c call) error {
 		var refused auth.KeyError
 		switch {
 		case errors.As(err, &refused) && len(lines) > 1:
-			fmt.Fprintf(s.err, "Not added: %s (%s)\n", sanitize(string(refused)), sanitize(line))
+			fmt.Fprintf(s.err, "Not added: %s (%s)\n", sanitizeTo(string(refused), maxSentence), sanitize(line))
 			failed = true
 			continue
 		case errors.As(err, &refused):
-			return userError("Not added: " + sanitize(string(refused)))
+			return userError("Not added: " + sanitizeTo(string(refused), maxSentence))
 		case err != nil:
 			return err
 		}
@@ -185,7 +185,7 @@ func (s *session) keysRemove(c call) error {
 	})
 	var refused auth.KeyError
 	if errors.As(err, &refused) {
-		return userError("Not removed: " + sanitize(string(refused)))
+		return userError("Not removed: " + sanitizeTo(string(refused), maxSentence))
 	}
 	if err != nil {
 		return err

@@ -84,16 +84,19 @@ func wrap(text string) string {
 	return out.String()
 }
 
-// maxText is the length to which sanitize clips a text, in characters.
-const maxText = 80
+// maxText is the length to which sanitize clips a text, in characters, and maxSentence
+// that of a sentence with untrusted words in it.
+const maxText, maxSentence = 80, 400
 
 // sanitize makes untrusted text safe for a terminal: it clips it to maxText, and replaces
 // line ends, control characters and marks that reverse text by question marks.
-func sanitize(text string) string {
+func sanitize(text string) string { return sanitizeTo(text, maxText) }
+
+func sanitizeTo(text string, most int) string {
 	var b strings.Builder
 	n := 0
 	for _, r := range text {
-		if n++; n > maxText {
+		if n++; n > most {
 			b.WriteString("...")
 			break
 		}
