@@ -64,7 +64,7 @@ func (f *fleet) serveFakes(ctx context.Context) (environ []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f.closers = append(f.closers, dynalite.kill)
+	f.depend(dynalite)
 	if err := awaitPort(ctx, addr); err != nil {
 		return nil, fmt.Errorf("dynalite: %w\n%s", err, dynalite.tail())
 	}

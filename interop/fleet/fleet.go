@@ -48,6 +48,7 @@ const (
 type fleet struct {
 	options
 	*spawner
+	abort    context.CancelCauseFunc
 	idle     time.Duration
 	keep     bool // the folder, at the end
 	results  *results
@@ -75,9 +76,10 @@ type fleet struct {
 	closers    []func() // in the order of their use; called in reverse
 }
 
-// newFleet starts everything, and waits for the gateways.
-func newFleet(ctx context.Context, p part, o options, s *spawner) (f *fleet, err error) {
-	f = &fleet{options: o, spawner: s, idle: shortIdle, results: newResults(o)}
+// newFleet starts everything, and waits for the gateways. Abort is called if something ends
+// on which the run depends.
+func newFleet(ctx context.Context, abort context.CancelCauseFunc, p part, o options, s *spawner) (f *fleet, err error) {
+	f = &fleet{options: o, spawner: s, abort: abort, idle: shortIdle, results: newResults(o)}
 	defer func() {
 		if err != nil {
 			f.keep = true
@@ -126,12 +128,26 @@ func newFleet(ctx context.Context, p part, o options, s *spawner) (f *fleet, err
 		return f, err
 	}
 	f.closers = append(f.closers, f.balancer.close)
+	f.depend(f.balancer.process)
 	for _, g := range f.gateways[1:] {
 		if err := g.ready(ctx); err != nil {
 			return f, err
 		}
 	}
 	return f, greeting(ctx, f.balancer.addr)
+}
+
+// depend ends the run if the process ends before close kills it.
+func (f *fleet) depend(p *process) {
+	closing := make(chan struct{})
+	f.background.Go(func() {
+		select {
+		case <-p.done:
+			f.abort(fmt.Errorf("%s has ended: %v\n%s", p.name, p.state, p.tail()))
+		case <-closing:
+		}
+	})
+	f.closers = append(f.closers, func() { close(closing); p.kill() })
 }
 
 // close ends everything, and removes the folder unless keep is set.

@@ -250,14 +250,16 @@ func inside() (status int, err error) {
 }
 
 func runPart(ctx context.Context, p part, o options, s *spawner) (*results, error) {
-	f, err := newFleet(ctx, p, o, s)
+	ctx, abort := context.WithCancelCause(ctx)
+	defer abort(nil)
+	f, err := newFleet(ctx, abort, p, o, s)
 	if err != nil {
 		return nil, err
 	}
 	defer f.close()
 	err = p.run(f, ctx)
 	if ctx.Err() != nil {
-		err = errors.New("interrupted")
+		err = context.Cause(ctx)
 	}
 	if err != nil || f.results.broken() {
 		f.keep = true

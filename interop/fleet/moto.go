@@ -76,7 +76,7 @@ func startMoto(ctx context.Context, f *fleet) (environ []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f.closers = append(f.closers, server.kill)
+	f.depend(server)
 	if err := awaitPort(ctx, awsAddr+":"+port); err != nil {
 		return nil, fmt.Errorf("moto: %w\n%s", err, server.tail())
 	}

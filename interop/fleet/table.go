@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"maps"
 	"math/rand/v2"
@@ -72,6 +73,11 @@ func (t *table) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !sleep(r.Context(), delay) {
 		return
 	}
+	// DynamoDB carries out a call whose client has gone. Dynalite crashes if it does not
+	// get all of it.
+	whole, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), patience)
+	defer cancel()
+	r = r.WithContext(whole)
 	if lost {
 		if carriedOut {
 			t.proxy.ServeHTTP(httptest.NewRecorder(), r)
