@@ -424,7 +424,7 @@ func (d *Dialer) checkLimit(ctx context.Context, owner Owner, limit int) error {
 			continue
 		}
 		other := d.bastionOf(Owner{User: owner.User, Profile: name}, profile, settings)
-		entry, err := other.find(ctx)
+		entry, err := other.findPatiently(ctx, func() {})
 		if err != nil {
 			return fmt.Errorf("looking for the bastion of %s: %w", other.owner, err)
 		}

@@ -152,7 +152,7 @@ func (b *bastion) start(ctx context.Context, entry Entry, counted bool) (Entry, 
 	for first := true; ; first = false {
 		var err error
 		if !first {
-			if entry, err = b.find(ctx); err != nil {
+			if entry, err = b.findPatiently(ctx, func() {}); err != nil {
 				return Entry{}, err
 			}
 		}
@@ -329,7 +329,7 @@ func (b *bastion) setRunning(ctx context.Context, entry Entry, task Task) (Entry
 			return Entry{}, fmt.Errorf("entering task %s in the ledger: %w", task.ID, err)
 		}
 		// Another gateway has taken over this generation, or was faster.
-		if entry, err = b.find(ctx); err != nil {
+		if entry, err = b.findPatiently(ctx, func() {}); err != nil {
 			return Entry{}, fmt.Errorf("entering task %s in the ledger: %w", task.ID, err)
 		}
 	}

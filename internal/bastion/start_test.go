@@ -336,6 +336,42 @@ func TestUnwritableLedger(t *testing.T) {
 	})
 }
 
+// overtakenLedger has another gateway change the entry before the first Swap, and cannot be
+// read for 20 s after that.
+type overtakenLedger struct {
+	Memory
+	until time.Time
+}
+
+func (l *overtakenLedger) Swap(ctx context.Context, o Owner, old, new Entry) (Entry, error) {
+	if l.until.IsZero() {
+		l.until = time.Now().Add(20 * time.Second)
+		if _, err := l.Memory.Swap(ctx, o, old, Entry{Generation: 1, State: Idle}); err != nil {
+			return Entry{}, err
+		}
+	}
+	return l.Memory.Swap(ctx, o, old, new)
+}
+
+func (l *overtakenLedger) Get(ctx context.Context, o Owner) (Entry, error) {
+	if time.Now().Before(l.until) {
+		return Entry{}, errors.New("no answer")
+	}
+	return l.Memory.Get(ctx, o)
+}
+
+// TestUnreadableLedger: a start that has been overtaken waits for a ledger that cannot be
+// read for a while.
+func TestUnreadableLedger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := newFakeLauncher(t)
+		defer fake.end()
+		if task := mustDial(t, newDialer(fake, &overtakenLedger{}), nil); task.Generation != 2 {
+			t.Errorf("generation %d", task.Generation)
+		}
+	})
+}
+
 // TestFailedEvent: the event of a failed start has the generation, and the task if
 // one was launched.
 func TestFailedEvent(t *testing.T) {
