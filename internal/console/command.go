@@ -100,6 +100,9 @@ func parse(line string) (call, error) {
 		name, words = name+" "+words[0], words[1:]
 	}
 	i := slices.IndexFunc(all, func(c *command) bool { return c.name == name })
+	if i < 0 && name == "keys" {
+		return call{}, usageError("usage: keys list, keys add [LINE] or keys remove FINGERPRINT")
+	}
 	if i < 0 {
 		return call{}, noCommand(name)
 	}

@@ -147,6 +147,10 @@ func (s *session) readKeys() ([]string, error) {
 	if len(text) > maxKeyInput {
 		return nil, userError(fmt.Sprintf("The input has more than %d bytes; nothing was added.", maxKeyInput))
 	}
+	if strings.Contains(string(text), " PRIVATE KEY-----") {
+		// The refusal of its lines would quote them.
+		return nil, userError("Nothing was added: this is a private key. Send the public key, the file that ends in .pub, and replace the key if others may have read it.")
+	}
 	var lines []string
 	scan := bufio.NewScanner(strings.NewReader(string(text)))
 	scan.Buffer(nil, maxKeyInput+1)
