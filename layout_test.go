@@ -39,6 +39,7 @@ var mayImport = map[string][]string{
 	"internal/transfer":  {},
 	"internal/config":    {"internal/api", "internal/bastion", "internal/ecstask", "internal/fargate", "internal/gateway", "internal/identity", "internal/local", "internal/policy"}, // reads their settings
 	"internal/oplog":     {},
+	"internal/tracing":   {},
 	"internal/sftp":      {},
 	"internal/unixsock":  {},
 	"internal/durable":   {},
