@@ -133,6 +133,10 @@ func (r *Relay) data(c *channel, from *leg, packet []byte) error {
 		}
 	}
 	its.bytes.Add(int64(len(m.Data)))
+	if from == &r.bastion && r.FirstData != nil {
+		r.FirstData()
+		r.FirstData = nil
+	}
 	if far.sentClose {
 		return nil // it reads no more data
 	}

@@ -123,6 +123,10 @@ type Relay struct {
 	// Watch, if not nil, is called for channels and requests; see Watcher.
 	Watch Watcher
 
+	// FirstData, if not nil, is called when the bastion sends the first data of a
+	// channel. It must not block.
+	FirstData func()
+
 	Log *slog.Logger
 
 	mu              sync.Mutex
