@@ -13,6 +13,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/tracing"
 )
 
 const (
@@ -300,7 +301,9 @@ func (d *Dialer) dialRemembered(ctx context.Context, b *bastion, id identity.Ide
 	}
 	attempt, cancel := context.WithTimeout(ctx, rememberedTimeout)
 	defer cancel()
+	attempt, end := tracing.Start(attempt, "handshake", "task", task.ID)
 	conn, err := b.login(attempt, task, id)
+	end(err)
 	if err != nil {
 		return nil, task.ID
 	}
@@ -316,7 +319,9 @@ type start struct {
 }
 
 // wait returns the outcome of the start, or the cause of ctx's end.
-func (s *start) wait(ctx context.Context) (Entry, error) {
+func (s *start) wait(ctx context.Context) (_ Entry, err error) {
+	_, end := tracing.Start(ctx, "wait for start")
+	defer func() { end(err) }()
 	select {
 	case <-s.done:
 		return s.entry, s.err
@@ -372,6 +377,7 @@ func (d *Dialer) run(ctx context.Context, b *bastion, entry Entry, s *start, cou
 	ctx, cancel := context.WithTimeout(ctx, b.startTimeout())
 	defer cancel()
 	began := time.Now()
+	ctx, end := tracing.Start(ctx, "start")
 	s.err = catchPanic(b.log, "start", func() (err error) {
 		s.entry, err = b.start(ctx, entry, counted)
 		return err
@@ -379,6 +385,7 @@ func (d *Dialer) run(ctx context.Context, b *bastion, entry Entry, s *start, cou
 	if s.err != nil && ctx.Err() != nil {
 		s.err = fmt.Errorf("%w (%v): %w", ErrTimeout, b.startTimeout(), s.err)
 	}
+	end(s.err)
 	took := time.Since(began)
 	if s.err == nil {
 		d.durations.add(b.owner.Profile, took)

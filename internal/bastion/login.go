@@ -16,6 +16,7 @@ import (
 
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 	"github.com/sallyport-ssh/sallyport/internal/sshca"
+	"github.com/sallyport-ssh/sallyport/internal/tracing"
 	"github.com/sallyport-ssh/sallyport/internal/transport"
 	"github.com/sallyport-ssh/sallyport/internal/userauth"
 )
@@ -204,7 +205,9 @@ func (b *bastion) dialAndPin(ctx context.Context, entry Entry, id identity.Ident
 //
 // The launcher is asked whether the task runs only if the task does not answer at
 // once, and concurrently with the attempts, since its answer may take a second.
-func (b *bastion) dial(ctx context.Context, task Task, id identity.Identity, within time.Duration, onSilence func()) (*Conn, error) {
+func (b *bastion) dial(ctx context.Context, task Task, id identity.Identity, within time.Duration, onSilence func()) (_ *Conn, err error) {
+	ctx, end := tracing.Start(ctx, "handshake", "task", task.ID)
+	defer func() { end(err) }()
 	until := time.Now().Add(within)
 	trying, cancel := context.WithCancelCause(ctx) // ends, too, if the task has ended
 	silent := make(chan struct{})

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 	"github.com/sallyport-ssh/sallyport/internal/oplog"
+	"github.com/sallyport-ssh/sallyport/internal/tracing"
 )
 
 const (
@@ -69,7 +70,12 @@ func (b *bastion) startTimeout() time.Duration {
 }
 
 // find returns the ledger's entry.
-func (b *bastion) find(ctx context.Context) (Entry, error) { return b.ledger.Get(ctx, b.owner) }
+func (b *bastion) find(ctx context.Context) (Entry, error) {
+	ctx, end := tracing.Start(ctx, "ledger read")
+	entry, err := b.ledger.Get(ctx, b.owner)
+	end(err)
+	return entry, err
+}
 
 // findPatiently is find for a ledger that may be out of reach for a while, see
 // patiently.
@@ -88,6 +94,8 @@ func (b *bastion) findPatiently(ctx context.Context, onFailure func()) (entry En
 // of reach for a while, see patiently: after an error it reads the entry again, to see
 // whether the change was made.
 func (b *bastion) swap(ctx context.Context, old, new Entry) (made Entry, err error) {
+	ctx, end := tracing.Start(ctx, "ledger write")
+	defer func() { end(err) }()
 	new.Nonce = rand.Text()
 	err = patiently(ctx, func(ctx context.Context) (again bool, err error) {
 		if made, err = b.ledger.Swap(ctx, b.owner, old, new); err == nil {
@@ -237,10 +245,12 @@ func retryable(err error) bool {
 // failed, as far as known. After an error that wraps ErrGone, the next generation
 // can be started; after ErrConflict, another gateway has taken over.
 func (b *bastion) launch(ctx context.Context, entry Entry, failedGenerations int) (Entry, error) {
-	task, err := b.profile.Launcher.Launch(ctx, Launch{
+	launching, launched := tracing.Start(ctx, "launch")
+	task, err := b.profile.Launcher.Launch(launching, Launch{
 		Owner: b.owner, Generation: entry.Generation, Attempt: failedGenerations,
 		Idle: b.profile.Idle, MaxLife: b.profile.MaxLife, Forwarding: b.profile.Forwarding,
 	})
+	launched(err)
 	var conn *Conn
 	if err == nil {
 		// A TCP connection proves little: balancers and half-started servers

@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
+	"github.com/sallyport-ssh/sallyport/internal/tracing"
 )
 
 // Launch implements [bastion.Launcher]. It returns as soon as the task has an
@@ -67,14 +68,18 @@ func (l *Launcher) Launch(ctx context.Context, want bastion.Launch) (bastion.Tas
 // before the call.
 func (l *Launcher) launch(ctx context.Context, want bastion.Launch, group string, admitted *bool) (bastion.Task, error) {
 	in := l.request(want, group)
-	started, err := l.runTask(ctx, want.Owner.User, in, admitted)
+	running, ran := tracing.Start(ctx, "RunTask")
+	started, err := l.runTask(running, want.Owner.User, in, admitted)
+	ran(err)
 	if err == nil && !alive(started) {
 		err = errReplayed
 	}
 	if err != nil {
 		return bastion.Task{Generation: want.Generation}, err
 	}
-	task, err := l.awaitAddress(ctx, aws.ToString(started.TaskArn))
+	waiting, found := tracing.Start(ctx, "address")
+	task, err := l.awaitAddress(waiting, aws.ToString(started.TaskArn))
+	found(err)
 	task.Generation = want.Generation
 	task.Principal = l.token(want.Owner, want.Generation)
 	l.observe(in, err)

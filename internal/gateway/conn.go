@@ -23,6 +23,7 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/oplog"
 	"github.com/sallyport-ssh/sallyport/internal/policy"
 	"github.com/sallyport-ssh/sallyport/internal/relay"
+	"github.com/sallyport-ssh/sallyport/internal/tracing"
 	"github.com/sallyport-ssh/sallyport/internal/transport"
 )
 
@@ -52,6 +53,7 @@ type conn struct {
 
 	audited auditState
 	quota   logQuota
+	trace   *tracing.Login // nil: none
 
 	keepClient, keepBastion keepalive
 
@@ -99,6 +101,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 		return
 	}
 	defer c.slot.release()
+	c.trace = s.Tracer.Login(c.began, "accept", c.ref, c.clientAddr)
 	c.ssh = transport.NewServer(nc, c.transportConfig())
 	c.stream = c.ssh
 	defer close(c.done)
@@ -114,11 +117,13 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 // serve authenticates the client, and relays the connection or serves the console
 // until either side ends.
 func (c *conn) serve(ctx context.Context) {
+	defer c.endTrace()
 	defer c.endDial()
 	if !c.login(ctx) {
 		return
 	}
 	if c.isConsole() {
+		c.trace.End(nil)
 		c.logEnd("client", c.serveConsole(ctx))
 		return
 	}
@@ -180,6 +185,7 @@ func (c *conn) login(ctx context.Context) bool {
 	err := c.authenticate(ctx)
 	c.countLogin(err)
 	if err != nil {
+		c.traceRefused(err)
 		c.penalise(err)
 		if c.auditLoginRefused(err) {
 			c.logLoginRefused(err)
@@ -202,6 +208,21 @@ func (c *conn) logEnd(by string, reason error) {
 	c.unmetered().Info("end", "user", c.identity.User, "by", by, "reason", reason.Error(), "seconds", int(time.Since(c.began).Seconds()))
 }
 
+// traceRefused ends the trace of a refused login. A client that has sent no word of SSH, and
+// the health check of a load balancer, have none.
+func (c *conn) traceRefused(err error) {
+	if c.clientVersion != "" && (!c.healthCheck || c.attempt.user != "") {
+		c.trace.Refused(err, c.creds.proven)
+	}
+}
+
+// endTrace ends the trace of a login that has got no byte of its bastion. The dial has ended.
+func (c *conn) endTrace() {
+	if c.dial != nil {
+		c.trace.End(c.dial.err)
+	}
+}
+
 // startRelay makes the relay. From then on, the server can notify and disconnect
 // the connection.
 func (c *conn) startRelay() *relay.Relay {
@@ -219,6 +240,9 @@ func (c *conn) startRelay() *relay.Relay {
 		Waiting:       c.stillStarting,
 		Watch:         c.watcher(),
 		Log:           c.log,
+	}
+	if c.trace != nil {
+		c.relay.FirstData = c.trace.FirstByte
 	}
 	c.loggedIn = true
 	return c.relay

@@ -10,6 +10,7 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 	"github.com/sallyport-ssh/sallyport/internal/relay"
+	"github.com/sallyport-ssh/sallyport/internal/tracing"
 	"github.com/sallyport-ssh/sallyport/internal/userauth"
 )
 
@@ -105,12 +106,15 @@ func (c *conn) startDial(ctx context.Context, id identity.Identity) *dial {
 		defer close(d.done)
 		defer cancel() // a context keeps memory until then
 		defer c.closeOnPanic(c.ssh)
-		d.conn, d.err = c.srv.Dial(ctx, id, func(bool) { close(d.starting) })
+		dialing, dialed := tracing.Start(ctx, "bastion")
+		d.conn, d.err = c.srv.Dial(dialing, id, func(bool) { close(d.starting) })
+		dialed(d.err)
 		if d.err == nil {
 			d.err = c.auditJoined(id, d.conn)
 		}
 		switch {
 		case d.err == nil:
+			c.trace.Connected()
 			c.log.Info("connected", "user", id.User, "task", d.conn.Task.ID, "generation", d.conn.Task.Generation)
 			c.keepBastion.start(c, "bastion", d.conn.Conn, bastionAliveInterval, bastionAliveCountMax)
 		case ctx.Err() != nil: // the client has left, or the gateway drains

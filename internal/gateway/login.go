@@ -65,9 +65,11 @@ func (c *conn) authenticate(ctx context.Context) error {
 	grace := time.AfterFunc(cmp.Or(c.cfg.LoginGraceTime, loginGraceDefault), func() { expired.Store(true); c.ssh.Close() })
 	defer grace.Stop()
 
+	c.trace.Phase("key exchange")
 	err := c.ssh.Handshake()
 	c.clientVersion = c.ssh.PeerVersion()
 	if err == nil {
+		c.trace.Phase("auth")
 		a := &authentication{c: c, keyProven: func() { grace.Stop(); c.slot.release() }}
 		a.server = userauth.NewServer(c.ssh, userauth.ServerConfig{MaxAuthTries: c.cfg.MaxAuthTries, Refused: a.refused})
 		err = a.run(ctx)
@@ -321,6 +323,9 @@ func (a *authentication) admit(ctx context.Context, proven *provenUser) error {
 	a.keyProven()
 	c := a.c
 	id, err := c.identify(proven)
+	if err == nil {
+		ctx = c.trace.Proven(ctx, id.User, id.Profile)
+	}
 	switch {
 	case err != nil:
 	case c.wantsConsole(id):

@@ -20,6 +20,7 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/audit"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/identity"
+	"github.com/sallyport-ssh/sallyport/internal/tracing"
 )
 
 // A Server serves users' connections. Its fields must be set before [Server.Serve]
@@ -56,6 +57,9 @@ type Server struct {
 
 	// Audit is the audit log; nil disables auditing.
 	Audit *audit.Log
+
+	// Tracer traces logins over SSH; nil means none.
+	Tracer *tracing.Tracer
 
 	Log *slog.Logger
 
