@@ -16,7 +16,7 @@ const module = "github.com/sallyport-ssh/sallyport/"
 // Imports point one way, from the commands down.
 var mayImport = map[string][]string{
 	"cmd/gateway":        {"internal/api", "internal/auth", "internal/bastion", "internal/config", "internal/console", "internal/cost", "internal/daemon", "internal/durable", "internal/dynamo", "internal/identity", "internal/manpage", "internal/oplog", "internal/policy", "internal/record", "internal/runas"},
-	"internal/daemon":    {"internal/api", "internal/audit", "internal/auth", "internal/bastion", "internal/config", "internal/console", "internal/dynamo", "internal/ecstask", "internal/fargate", "internal/gateway", "internal/identity", "internal/local", "internal/metrics", "internal/oplog", "internal/record", "internal/revoked", "internal/secrets", "internal/sshca"},
+	"internal/daemon":    {"internal/api", "internal/audit", "internal/auth", "internal/bastion", "internal/config", "internal/console", "internal/dynamo", "internal/ecstask", "internal/fargate", "internal/gateway", "internal/identity", "internal/local", "internal/metrics", "internal/oplog", "internal/record", "internal/revoked", "internal/secrets", "internal/sshca", "internal/tracing"},
 	"internal/metrics":   {"internal/audit", "internal/bastion", "internal/gateway"}, // reads their counts
 	"cmd/bastion-agent":  {"internal/agent", "internal/manpage", "internal/oplog", "internal/runas", "internal/sftp", "internal/sshca", "internal/unixsock"},
 	"internal/gateway":   {"internal/audit", "internal/auth", "internal/bastion", "internal/identity", "internal/oplog", "internal/policy", "internal/record", "internal/relay", "internal/sshmsg", "internal/tracing", "internal/transfer", "internal/transport", "internal/userauth"},
@@ -37,7 +37,7 @@ var mayImport = map[string][]string{
 	"internal/cost":      {"internal/audit"},
 	"internal/record":    {},
 	"internal/transfer":  {},
-	"internal/config":    {"internal/api", "internal/bastion", "internal/ecstask", "internal/fargate", "internal/gateway", "internal/identity", "internal/local", "internal/policy"}, // reads their settings
+	"internal/config":    {"internal/api", "internal/bastion", "internal/ecstask", "internal/fargate", "internal/gateway", "internal/identity", "internal/local", "internal/policy", "internal/tracing"}, // reads their settings
 	"internal/oplog":     {},
 	"internal/tracing":   {},
 	"internal/sftp":      {},

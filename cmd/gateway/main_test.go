@@ -105,6 +105,8 @@ func (w withPrograms) Run() int {
 //	cert FILE        makes a certificate of TLS for localhost and its key, FILE.pem and FILE.key
 //	shell PAGE       writes the shell blocks of docs/PAGE to PAGE.1, PAGE.2 and so on
 //	events FILE      compares the audit log with a file; see audit_test.go
+//	collector        starts a collector of traces at $LOOP:4318
+//	traces FILE ...  compares the traces that it has with files; see tracing_test.go
 //	goroutines       ends the gateway and counts its goroutines; the second time, there may not be more
 //
 // The names must not be those of testscript's own, which win: its "stop" ends the
@@ -203,6 +205,8 @@ func runScripts(t *testing.T, dir string, onFargate bool) {
 			"fleet":      withEnv((*scriptEnv).startFleet),
 			"nodynalite": withEnv(stopDynalite),
 			"events":     withEnv((*scriptEnv).events),
+			"collector":  withEnv((*scriptEnv).startCollector),
+			"traces":     withEnv((*scriptEnv).traces),
 			"cert":       withEnv((*scriptEnv).certificate),
 			"shell":      withEnv((*scriptEnv).shellOf),
 			"account":    withEnv((*scriptEnv).account),

@@ -42,7 +42,8 @@ type scriptEnv struct {
 	listeners  []io.Closer
 	serving    sync.WaitGroup
 
-	fargate *fakeAccount // nil: bastions are processes of this machine
+	fargate   *fakeAccount // nil: bastions are processes of this machine
+	collector *collector   // of traces; nil before the command collector
 }
 
 // environments is how many have been made by this process.

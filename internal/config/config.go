@@ -72,6 +72,7 @@ type Gateway struct {
 	API        API
 	Audit      Audit
 	Recordings Recordings
+	Tracing    Tracing
 
 	// Copies are not in the file: they are those of AuthorizedKeysDir, TOTPDir,
 	// AuthorizedPrincipalsDir, TrustedUserCAKeys and RevokedKeys that are written as

@@ -86,6 +86,7 @@ func TestReload(t *testing.T) {
 		{"fleet_key: fleet\nledger: {dynamodb: {table: abc}}", "g.yaml:4: ledger: " + restart},
 		{"fleet_key: fleet\napi: {listen: 127.0.0.1:80}", "g.yaml:4: api: " + restart},
 		{"fleet_key: fleet\nmonitoring: {listen: :9222}", "g.yaml:4: monitoring: " + restart},
+		{"fleet_key: fleet\ntracing: {endpoint: \"http://127.0.0.1:4318\"}", "g.yaml:4: tracing: " + restart},
 		{"fleet_key: fleet\naudit: {on_error: continue}", "g.yaml:4: audit: " + restart},
 		{"fleet_key: fleet\nprofiles: {big: {launcher: fargate, fargate: {cluster: c, task_definition: d:1, subnets: [subnet-1]}}}",
 			"g.yaml:4: profiles: the first profile on Fargate needs a restart of the gateway"},

@@ -71,6 +71,7 @@ func parse(data []byte, file, dir string, aws *AWS, running *Gateway) (*Gateway,
 		"ledger":     func(v value) { v.ledger(&g.Ledger) },
 		"advertise":  func(v value) { g.Advertise = v.reachableAddress() },
 		"monitoring": func(v value) { v.monitoring(&g.Monitoring) },
+		"tracing":    func(v value) { v.tracing(&g.Tracing) },
 		"api":        func(v value) { v.api(&g.API) },
 
 		"login_grace_time":         func(v value) { g.LoginGraceTime = v.duration(time.Second) },

@@ -17,6 +17,7 @@ func (v value) checkFixed(g, running *Gateway) {
 	fixed("ledger", g.Ledger == running.Ledger)
 	fixed("deployment", g.Deployment == running.Deployment)
 	fixed("monitoring", g.Monitoring == running.Monitoring)
+	fixed("tracing", g.Tracing == running.Tracing)
 	fixed("api", slices.Equal(g.API.Listen, running.API.Listen) && (g.API.Certificate == nil) == (running.API.Certificate == nil))
 	fixed("audit", g.Audit == running.Audit)
 

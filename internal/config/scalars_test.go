@@ -11,6 +11,7 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/api"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
 	"github.com/sallyport-ssh/sallyport/internal/gateway"
+	"github.com/sallyport-ssh/sallyport/internal/tracing"
 	"github.com/sallyport-ssh/sallyport/internal/transport"
 )
 
@@ -47,6 +48,15 @@ func TestValues(t *testing.T) {
 			g.API.Listen, g.API.PlainHTTP, g.API.Names = []string{":80"}, true, []string{"gateway.example", "10.0.0.1", "2001:db8::1"}
 		}},
 		{"monitoring: {listen: 10.0.0.1:9222}", func(g *Gateway) { g.Monitoring.Listen = "10.0.0.1:9222" }},
+		{"tracing: {endpoint: \"http://127.0.0.1:4318\"}", func(g *Gateway) {
+			g.Tracing.Options = tracing.Options{Endpoint: "http://127.0.0.1:4318/v1/traces", Sample: 1}
+		}},
+		{"tracing: {endpoint: \"https://collector/own/path\", sample: 0.25}", func(g *Gateway) {
+			g.Tracing.Options = tracing.Options{Endpoint: "https://collector/own/path", Sample: 0.25}
+		}},
+		{"tracing: {endpoint: \"http://collector:4318/\", plain_http: true}", func(g *Gateway) {
+			g.Tracing = Tracing{Options: tracing.Options{Endpoint: "http://collector:4318/v1/traces", Sample: 1}, PlainHTTP: true}
+		}},
 		{"login_grace_time: 120", func(g *Gateway) { g.LoginGraceTime = 2 * time.Minute }},
 		{"login_grace_time: 1m30s", func(g *Gateway) { g.LoginGraceTime = 90 * time.Second }},
 		{"drain: 0", func(g *Gateway) { g.Drain = 0 }},

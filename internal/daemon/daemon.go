@@ -30,6 +30,7 @@ import (
 	"github.com/sallyport-ssh/sallyport/internal/identity"
 	"github.com/sallyport-ssh/sallyport/internal/metrics"
 	"github.com/sallyport-ssh/sallyport/internal/revoked"
+	"github.com/sallyport-ssh/sallyport/internal/tracing"
 )
 
 // A Daemon is a gateway with all parts that its configuration asks for. [New]
@@ -63,6 +64,7 @@ type Daemon struct {
 	log    *slog.Logger
 
 	metrics *metrics.Metrics
+	tracer  *tracing.Tracer // nil: logins are not traced
 
 	drain    context.CancelFunc // ends the context draining
 	draining context.Context    // has ended when the gateway leaves service
@@ -163,6 +165,7 @@ func New(ctx context.Context, cfg *config.Gateway, stdout io.Writer, log *slog.L
 	case err != nil:
 		log.Error("cannot adopt all running bastions; trying again soon", "err", err)
 	}
+	d.tracer = tracing.New(cfg.Tracing.Options, cfg.Deployment, d.id, log)
 	d.server = &gateway.Server{
 		Settings:   d.serverSettings(parts),
 		Dial:       d.dialer.Dial,
@@ -170,6 +173,7 @@ func New(ctx context.Context, cfg *config.Gateway, stdout io.Writer, log *slog.L
 		WhyEnded:   d.dialer.WhyEnded,
 		Revoked:    d.revoked.Check,
 		Audit:      d.events,
+		Tracer:     d.tracer,
 		Log:        log,
 	}
 	d.events.OnFailure(d.server.AuditFailed)
@@ -233,6 +237,7 @@ func (d *Daemon) release() {
 		d.ledger.Close()
 	}
 	d.events.Close()
+	d.tracer.Close()
 }
 
 // ServeConn serves one connection, until it has ended, and closes it.
