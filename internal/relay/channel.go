@@ -2,6 +2,7 @@ package relay
 
 import (
 	"math"
+	"slices"
 
 	"github.com/sallyport-ssh/sallyport/internal/policy"
 	"github.com/sallyport-ssh/sallyport/internal/sshmsg"
@@ -261,7 +262,7 @@ type channelRequest struct {
 	payload   []byte // a copy, if there is a watcher
 	kept      int    // bytes of kind and payload, see keep
 	fulfilled bool   // the relay has replied with success before it passed it on
-	silent    bool   // the peer wants no reply
+	silent    bool   // the peer wants no reply, but the relay does
 	undo      func() // called if the request is refused; may be nil
 	done, ok  bool
 }
@@ -276,12 +277,21 @@ func (r *Relay) channelRequest(c *channel, from *leg, packet []byte) error {
 		return protocolError("too many requests for a window that is used up")
 	}
 	its, _ := r.ends(c, from)
+	begins := c.isSession() && from == &r.client && isCommand(m.Type)
+	undecided := begins && slices.ContainsFunc(its.requests, func(q *channelRequest) bool { return isCommand(q.kind) && !q.done })
+	// JSch wants no reply to its pty-req. Without one to a command, the relay and its
+	// watcher would take a command that the bastion has refused for the session's.
+	silent := !m.WantReply && (begins || c.isSession() && from == &r.client && m.Type == sshmsg.RequestPTY)
+	if silent {
+		m.WantReply = true
+		packet = m.Append(nil)
+	}
 	var q *channelRequest
 	if m.WantReply {
 		if len(its.requests) >= requestsMax {
 			return protocolError("too many unanswered requests")
 		}
-		q = &channelRequest{kind: m.Type, kept: len(m.Type) + len(m.Payload)}
+		q = &channelRequest{kind: m.Type, kept: len(m.Type) + len(m.Payload), silent: silent}
 		if !r.keep(q.kept) {
 			return protocolError("too long unanswered requests")
 		}
@@ -289,6 +299,13 @@ func (r *Relay) channelRequest(c *channel, from *leg, packet []byte) error {
 			q.payload = append([]byte(nil), m.Payload...)
 		}
 		its.requests = append(its.requests, q)
+	}
+	if undecided {
+		// A session has one command, and it is not known yet whether it is the earlier one.
+		r.refused(Refusal{Kind: m.Type, FromClient: true, Payload: m.Payload, Channel: c.serial, Code: sshmsg.Prohibited, Why: "an earlier command of the session is not answered yet"})
+		q.done = true
+		r.answerChannel(c, from)
+		return nil
 	}
 	pass, forbidden := r.mayPass(c, from, m)
 	if !pass {
@@ -303,14 +320,6 @@ func (r *Relay) channelRequest(c *channel, from *leg, packet []byte) error {
 	}
 	if c.isSession() && from == &r.client {
 		undo := r.listeners.session(c.serial, m.Type, m.Payload)
-		if q == nil && m.Type == sshmsg.RequestPTY && len(its.requests) < requestsMax {
-			// JSch wants no reply, but the relay must know whether there is a
-			// terminal.
-			q = &channelRequest{kind: m.Type, silent: true}
-			its.requests = append(its.requests, q)
-			m.WantReply = true
-			packet = m.Append(nil)
-		}
 		if q != nil {
 			q.undo = undo
 			c.holding = m.Type == sshmsg.RequestPTY

@@ -279,3 +279,36 @@ func TestWatchLost(t *testing.T) {
 		})
 	}
 }
+
+// TestWatchCommands: a bastion runs one command of a session. The watcher learns which one,
+// also if the client wants no reply, or does not wait for it.
+func TestWatchCommands(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := watched()
+		j := join(t, r)
+		defer j.end()
+		j.session()
+		// The bastion is asked for a reply, and the client gets none.
+		j.client.send(request(0, "exec", false, execTrue))
+		j.bastion.want("bastion", request(70, "exec", true, execTrue))
+		// Whether that is the command of the session is open, so there is no other one.
+		j.client.send(request(0, "subsystem", true, sftpName), request(0, "shell", false, ""))
+		j.bastion.want("bastion")
+		j.client.want("client")
+		j.bastion.send(failure(0))
+		j.client.want("client", failure(40)) // to the subsystem
+		j.client.send(request(0, "subsystem", true, sftpName))
+		j.bastion.want("bastion", request(70, "subsystem", true, sftpName))
+		j.bastion.send(success(0))
+		j.client.want("client", success(40))
+		j.client.send(request(0, "shell", true, "")) // the bastion refuses it
+		j.bastion.want("bastion", request(70, "shell", true, ""))
+		const undecided = `far false 1 "an earlier command of the session is not answered yet"`
+		w.want(t, `open 0 session true`, `request exec true "\x00\x00\x00\x04true"`,
+			`refused subsystem true channel 0 global false `+undecided,
+			`refused shell true channel 0 global false `+undecided,
+			`answered exec true false`, `request subsystem true "\x00\x00\x00\x04sftp"`, `answered subsystem true true`, `request shell true ""`)
+	})
+}
+
+var sftpName = string(sshmsg.AppendString(nil, "sftp"))
