@@ -165,12 +165,15 @@ func (l *Launcher) Launch(ctx context.Context, want bastion.Launch) (bastion.Tas
 // [bastion.ErrNoAccount] if this machine does not have it.
 func (o Options) AccountOf(name string) (string, error) {
 	if o.Account != "" {
-		_, err := account.Lookup(o.Account)
+		found, err := account.Lookup(o.Account)
 		if errors.Is(err, account.ErrUnknown) {
 			return "", fmt.Errorf("%w: the account %q, which the profile's local.account names, does not exist", bastion.ErrNoAccount, o.Account)
 		}
 		if err != nil {
 			return "", fmt.Errorf("looking up the account %q: %w", o.Account, err)
+		}
+		if uid := os.Geteuid(); uid != 0 && int(found.UID) != uid {
+			return "", fmt.Errorf("%w: the gateway does not run as root, so it can use its own account only, and not %q of the profile's local.account", bastion.ErrNoAccount, o.Account)
 		}
 		return o.Account, nil
 	}

@@ -466,7 +466,8 @@ func TestAccount(t *testing.T) {
 		user, configured string
 		asRoot, asOther  string // "" for ErrNoAccount
 	}{
-		{"alice", "nobody", "nobody", "nobody"},
+		{"alice", "nobody", "nobody", ""},
+		{"alice", me.Username, me.Username, me.Username},
 		{"alice", "no-such-account", "", ""},
 		{"nobody", "", "nobody", me.Username},
 		{"no-such-user-here", "", "", me.Username},
