@@ -110,6 +110,9 @@ func New(ctx context.Context, cfg *config.Gateway, stdout io.Writer, log *slog.L
 	if err != nil {
 		return nil, err
 	}
+	if err := makeStateDir(cfg); err != nil {
+		return nil, err
+	}
 	d.cloud, d.table, d.texts = cloud, table, newTexts(d.metrics.AWSRequest)
 	d.fleet = newFleet(d)
 	if err := d.use(parts); err != nil {

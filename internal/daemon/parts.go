@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 
 	"github.com/sallyport-ssh/sallyport/internal/auth"
 	"github.com/sallyport-ssh/sallyport/internal/bastion"
@@ -130,6 +131,25 @@ func newProfiles(cfg *config.Gateway, cloud *fargate.Cloud, log *slog.Logger) (m
 		profiles[name] = profile
 	}
 	return profiles, nil
+}
+
+// makeStateDir makes the state_dir, and returns an error if this process cannot write to
+// it. A gateway without local bastions may need none.
+func makeStateDir(cfg *config.Gateway) error {
+	for name, p := range cfg.Profiles {
+		if p.Launcher == "fargate" {
+			continue
+		}
+		err := os.MkdirAll(cfg.StateDir, 0o700)
+		if err == nil {
+			err = os.NewSyscallError("access", unix.Access(cfg.StateDir, unix.W_OK|unix.X_OK))
+		}
+		if err != nil {
+			return fmt.Errorf("state_dir %s, which the bastions of profile %s need: %w", cfg.StateDir, name, err)
+		}
+		return nil
+	}
+	return nil
 }
 
 func newFargate(profile string, cfg *config.Gateway, cloud *fargate.Cloud) *fargate.Launcher {
