@@ -58,7 +58,7 @@ func TestIAM(t *testing.T) {
 		statements map[string]statement
 		without    []string // statements of the page that it does not need
 	}{
-		{"deploy/terraform/iam.tf", terraformStatements(t), []string{"PublicAddress", "CreateLedger", "StartUsersOwn", "FindUsersOwn"}},
+		{"deploy/terraform/iam.tf", terraformStatements(t), []string{"PublicAddress", "CreateLedger"}},
 		{"deploy/cloudformation/quickstart.yaml", quickstartStatements(t),
 			[]string{"PublicAddress", "CreateLedger", "StartUsersOwn", "FindUsersOwn", "ReadSecrets", "Decrypt"}},
 	} {

@@ -32,6 +32,7 @@ module "sallyport" {
   keys_version    = 1
   users           = var.users
   task_protection = "8h"
+  homes           = true
   drain           = 60
 
   settings = {

@@ -47,6 +47,17 @@ def check(command):
     return subprocess.run([gateway, "check", *command[1:]], capture_output=True, text=True)
 
 
+def volume_of(v):
+    """The volume of a task definition, as the API has it."""
+    volume = {"name": v["name"]}
+    for efs in v["efs_volume_configuration"]:
+        volume["efsVolumeConfiguration"] = {
+            "fileSystemId": efs["file_system_id"], "transitEncryption": efs["transit_encryption"],
+            "authorizationConfig": {"accessPointId": efs["authorization_config"][0]["access_point_id"], "iam": efs["authorization_config"][0]["iam"]},
+        }
+    return volume
+
+
 commands, stored = [], []
 for r in resources(json.loads(state.read_text())["values"]["root_module"]):
     v = r["values"]
@@ -60,7 +71,8 @@ for r in resources(json.loads(state.read_text())["values"]["root_module"]):
             made = ecs.register_task_definition(
                 family=v["family"], networkMode=v["network_mode"], requiresCompatibilities=v["requires_compatibilities"],
                 cpu=v["cpu"], memory=v["memory"], executionRoleArn=v["execution_role_arn"],
-                volumes=[{"name": volume["name"]} for volume in v["volume"]], containerDefinitions=containers)["taskDefinition"]
+                taskRoleArn=v["task_role_arn"] or "", tags=[{"key": k, "value": t} for k, t in v["tags"].items()],
+                volumes=[volume_of(volume) for volume in v["volume"]], containerDefinitions=containers)["taskDefinition"]
             for c in containers:
                 volumes = [volume["name"] for volume in made["volumes"]]
                 assert all(m["sourceVolume"] in volumes for m in c.get("mountPoints", [])), c

@@ -71,20 +71,10 @@ resource "aws_ecs_task_definition" "gateway" {
   volume { name = "state" }
 }
 
-resource "aws_ecs_task_definition" "bastion" {
-  #checkov:skip=CKV_AWS_336:A bastion is its user's machine, so she can write to its file system.
-  for_each                 = var.profiles
-  family                   = each.key == "default" ? "${local.name}-bastion" : "${local.name}-bastion-${each.key}"
-  requires_compatibilities = ["FARGATE"]
-  network_mode             = "awsvpc"
-  cpu                      = tostring(each.value.cpu)
-  memory                   = tostring(each.value.memory)
-  execution_role_arn       = aws_iam_role.bastion_execution.arn
-  tags                     = local.tags
-
-  container_definitions = jsonencode([{
+locals {
+  bastion_container = { for name, p in var.profiles : name => {
     name         = "bastion"
-    image        = coalesce(each.value.image, var.bastion_image)
+    image        = coalesce(p.image, var.bastion_image)
     essential    = true
     portMappings = [{ containerPort = local.ports.agent, protocol = "tcp" }]
     stopTimeout  = local.stop_timeout
@@ -96,7 +86,21 @@ resource "aws_ecs_task_definition" "bastion" {
       logDriver = "awslogs"
       options   = merge(local.log_options, { "awslogs-group" = aws_cloudwatch_log_group.bastion.name })
     }
-  }])
+  } }
+}
+
+resource "aws_ecs_task_definition" "bastion" {
+  #checkov:skip=CKV_AWS_336:A bastion is its user's machine, so she can write to its file system.
+  for_each                 = var.profiles
+  family                   = each.key == "default" ? "${local.name}-bastion" : "${local.name}-bastion-${each.key}"
+  requires_compatibilities = ["FARGATE"]
+  network_mode             = "awsvpc"
+  cpu                      = tostring(each.value.cpu)
+  memory                   = tostring(each.value.memory)
+  execution_role_arn       = aws_iam_role.bastion_execution.arn
+  tags                     = local.tags
+
+  container_definitions = jsonencode([local.bastion_container[each.key]])
 }
 
 resource "aws_ecs_service" "gateway" {

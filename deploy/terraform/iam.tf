@@ -32,13 +32,13 @@ resource "aws_iam_role" "gateway_task" {
 }
 
 resource "aws_iam_role_policy" "gateway_task" {
-  #checkov:skip=CKV_AWS_290:ecs:ListTasks and ec2:Describe* accept no resource; a condition limits them where one exists.
-  #checkov:skip=CKV_AWS_355:ecs:ListTasks and ec2:Describe* accept no resource; a condition limits them where one exists.
+  #checkov:skip=CKV_AWS_290:ecs:ListTasks, ecs:DescribeTaskDefinition and ec2:Describe* accept no resource; a condition limits them where one exists.
+  #checkov:skip=CKV_AWS_355:ecs:ListTasks, ecs:DescribeTaskDefinition and ec2:Describe* accept no resource; a condition limits them where one exists.
   name = "gateway"
   role = aws_iam_role.gateway_task.id
   policy = jsonencode({
     Version   = "2012-10-17"
-    Statement = concat(local.launch, local.ledger, local.read, local.decrypt, local.protect, local.isolate)
+    Statement = concat(local.launch, local.launch_own, local.ledger, local.read, local.decrypt, local.protect, local.isolate)
   })
 }
 
@@ -76,10 +76,26 @@ locals {
       Sid       = "PassRoles"
       Effect    = "Allow"
       Action    = ["iam:PassRole"]
-      Resource  = concat(["${local.role_prefix}/${local.name}-bastion-execution"], [for p, _ in local.with_task_role : "${local.role_prefix}/${local.name}-bastion-task-${p}"])
+      Resource  = concat(["${local.role_prefix}/${local.name}-bastion-execution"], [for p, _ in local.with_task_role : "${local.role_prefix}/${local.name}-bastion-task-${p}"], [for r in values(local.home_role) : "${local.role_prefix}/${r}"])
       Condition = { StringEquals = { "iam:PassedToService" = "ecs-tasks.amazonaws.com" } }
     },
   ]
+
+  launch_own = [for statement in [
+    {
+      Sid       = "StartUsersOwn"
+      Effect    = "Allow"
+      Action    = ["ecs:RunTask"]
+      Resource  = ["${local.ecs}:task-definition/${local.name}-user-*:*"]
+      Condition = local.in_cluster
+    },
+    {
+      Sid      = "FindUsersOwn"
+      Effect   = "Allow"
+      Action   = ["ecs:DescribeTaskDefinition"]
+      Resource = ["*"]
+    },
+  ] : statement if var.homes]
 
   ledger = [{
     Sid      = "Ledger"

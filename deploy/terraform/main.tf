@@ -64,20 +64,21 @@ locals {
       start_timeout = p.start_timeout
       record        = p.record
       fargate = { for key, value in {
-        cluster           = local.cluster_arn
-        task_definition   = aws_ecs_task_definition.bastion[name].arn
-        container         = "bastion"
-        account           = p.account
-        subnets           = local.bastion_subnets
-        security_groups   = p.isolate ? null : [aws_security_group.bastion.id]
-        assign_public_ip  = var.assign_public_ip
-        capacity          = p.capacity
-        ephemeral_storage = p.ephemeral_storage
-        accept_env        = p.accept_env
-        task_role         = p.task_policy == null ? null : aws_iam_role.bastion_task[name].arn
-        isolate           = p.isolate ? true : null
-        ingress_from      = p.isolate ? [aws_security_group.gateway.id] : null
-        egress            = p.egress
+        cluster               = local.cluster_arn
+        task_definition       = aws_ecs_task_definition.bastion[name].arn
+        user_task_definitions = name == "default" && var.homes ? "${local.name}-user-%u" : null
+        container             = "bastion"
+        account               = p.account
+        subnets               = local.bastion_subnets
+        security_groups       = p.isolate ? null : [aws_security_group.bastion.id]
+        assign_public_ip      = var.assign_public_ip
+        capacity              = p.capacity
+        ephemeral_storage     = p.ephemeral_storage
+        accept_env            = p.accept_env
+        task_role             = p.task_policy == null ? null : aws_iam_role.bastion_task[name].arn
+        isolate               = p.isolate ? true : null
+        ingress_from          = p.isolate ? [aws_security_group.gateway.id] : null
+        egress                = p.egress
       } : key => value if value != null }
     }
   }

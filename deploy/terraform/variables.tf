@@ -276,6 +276,16 @@ variable "profiles" {
   }
 }
 
+variable "homes" {
+  description = "Give each of `users` a home on EFS that outlives her bastions of the profile `default`. `bastion_subnets` must then be in different zones."
+  type        = bool
+  default     = false
+  validation {
+    condition     = !var.homes || try(var.profiles.default.account == "bastion" && var.profiles.default.task_policy == null, true)
+    error_message = "homes needs the account bastion in the profile default, and no task_policy there: a user's role gives access to her home."
+  }
+}
+
 # Operation.
 
 variable "log_retention_days" {

@@ -101,6 +101,15 @@ run "profile_values" {
   expect_failures = [var.profiles]
 }
 
+run "homes" {
+  command = plan
+  variables {
+    homes    = true
+    profiles = { default = { account = "root" } }
+  }
+  expect_failures = [var.homes]
+}
+
 run "tags" {
   command = plan
   variables { tags = { "sallyport:deployment" = "x" } }

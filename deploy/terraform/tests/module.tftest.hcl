@@ -162,3 +162,39 @@ run "everything" {
     error_message = "keys must not be in the state"
   }
 }
+
+run "homes" {
+  variables {
+    homes = true
+    users = { alice = ["ssh-ed25519 AAAA alice"], "b_ob.smith" = ["ssh-ed25519 BBBB bob"] }
+    profiles = {
+      default = {}
+      big     = {}
+    }
+  }
+  assert {
+    condition = (
+      yamldecode(aws_ssm_parameter.config.value).profiles.default.fargate.user_task_definitions == "sallyport-user-%u" &&
+      !contains(keys(yamldecode(aws_ssm_parameter.config.value).profiles.big.fargate), "user_task_definitions")
+    )
+    error_message = "gateway.yaml: ${aws_ssm_parameter.config.value}"
+  }
+  assert {
+    condition     = aws_ecs_task_definition.home["b_ob.smith"].family == "sallyport-user-b_5fob_2esmith" && aws_ecs_task_definition.home["alice"].tags["sallyport:user"] == "alice"
+    error_message = "the gateway must find the task definitions of users, and accept them"
+  }
+  assert {
+    condition = alltrue([for user, definition in aws_ecs_task_definition.home :
+      one(one(definition.volume).efs_volume_configuration).authorization_config[0].access_point_id == aws_efs_access_point.home[user].id &&
+      one(one(definition.volume).efs_volume_configuration).authorization_config[0].iam == "ENABLED" &&
+      definition.task_role_arn == aws_iam_role.home[user].arn &&
+      jsondecode(aws_iam_role_policy.home[user].policy).Statement[0].Condition.StringEquals["elasticfilesystem:AccessPointArn"] == aws_efs_access_point.home[user].arn &&
+      jsondecode(definition.container_definitions)[0].mountPoints == [{ sourceVolume = "home", containerPath = "/home/bastion" }]
+    ])
+    error_message = "each user must have her own home, and no role for another one"
+  }
+  assert {
+    condition     = one([for s in jsondecode(aws_iam_role_policy.gateway_task.policy).Statement : length(s.Resource) if s.Sid == "PassRoles"]) == 3 && contains([for s in jsondecode(aws_iam_role_policy.gateway_task.policy).Statement : s.Sid], "StartUsersOwn")
+    error_message = "policy: ${aws_iam_role_policy.gateway_task.policy}"
+  }
+}
