@@ -89,6 +89,12 @@ func newTestTracer(t *testing.T, sample float64) (*Tracer, *fakeCollector, *stri
 	return tracer, fake, log
 }
 
+// settle waits until all spans have been sent.
+func settle() {
+	time.Sleep(2 * batchTime)
+	synctest.Wait()
+}
+
 var client = netip.MustParseAddrPort("192.0.2.1:4711")
 
 // TestLogin: the spans of a login have the times of its phases, and form a tree.
@@ -110,7 +116,7 @@ func TestLogin(t *testing.T) {
 		l.FirstByte()
 		l.FirstByte()                 // later calls change nothing
 		l.End(errors.New("too late")) // when the connection ends
-		time.Sleep(2 * batchTime)
+		settle()
 		got := fake.text()
 		got = strings.ReplaceAll(got, strings.Repeat("!", maxText-len("no answer")), "!")
 		want := `accept<login 1s
@@ -154,7 +160,7 @@ func TestEnds(t *testing.T) {
 		none.Connected()
 		none.FirstByte()
 		none.End(nil)
-		time.Sleep(2 * batchTime)
+		settle()
 		want := `auth<login 1s
 login< user=alice profile=? conn=failed client=192.0.2.1:4711 1s error: no capacity ?
 auth<login 1s
@@ -180,7 +186,7 @@ func TestStrangersAreBounded(t *testing.T) {
 		l := tracer.Login(time.Now(), "auth", "user", client)
 		l.Proven(t.Context(), "alice", "default")
 		l.End(nil)
-		time.Sleep(2 * batchTime)
+		settle()
 		text := fake.text()
 		if n := strings.Count(text, "conn=stranger"); n != refusedBurst || !strings.Contains(text, "conn=user") {
 			t.Errorf("%d traces of strangers, in\n%s", n, text)
@@ -201,7 +207,7 @@ func TestSample(t *testing.T) {
 			l.Connected()
 			l.FirstByte()
 		}
-		time.Sleep(2 * batchTime)
+		settle()
 		traces := map[string]int{}
 		for _, s := range fake.spans {
 			traces[string(s.TraceId)]++
@@ -234,6 +240,7 @@ func TestCollectorHangs(t *testing.T) {
 			t.Errorf("logins have waited for %v", took)
 		}
 		time.Sleep(5 * time.Minute)
+		synctest.Wait()
 		if n := strings.Count(log.String(), "traces cannot be sent"); n < 2 || n > 6 {
 			t.Errorf("%d lines of log:\n%s", n, log)
 		}
@@ -242,13 +249,14 @@ func TestCollectorHangs(t *testing.T) {
 		fake.hangs = false
 		fake.mu.Unlock()
 		time.Sleep(5 * time.Minute)
+		synctest.Wait()
 		if n := len(fake.spans); n > maxQueued {
 			t.Errorf("%d spans were kept", n)
 		}
 		l := tracer.Login(time.Now(), "auth", "afterwards", client)
 		l.Proven(t.Context(), "alice", "default")
 		l.End(nil)
-		time.Sleep(2 * batchTime)
+		settle()
 		if !strings.Contains(fake.text(), "conn=afterwards") || fake.largest > maxBatch {
 			t.Errorf("the collector works again, and has the spans\n%s", fake.text())
 		}
@@ -268,6 +276,7 @@ func TestClose(t *testing.T) {
 			}
 			began := time.Now()
 			tracer.Close()
+			synctest.Wait()
 			if took := time.Since(began); took > closeTimeout || !hangs && (took != 0 || len(fake.spans) != maxQueued/2) {
 				t.Errorf("after %v, the collector has %d spans", took, len(fake.spans))
 			}
@@ -283,7 +292,7 @@ func TestStatus(t *testing.T) {
 		l := tracer.Login(time.Now(), "auth", "x", client)
 		l.Proven(t.Context(), "alice", "default")
 		l.End(nil)
-		time.Sleep(2 * batchTime)
+		settle()
 		if !strings.Contains(log.String(), "Service Unavailable") {
 			t.Errorf("log %q", log)
 		}
