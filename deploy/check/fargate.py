@@ -230,11 +230,11 @@ def main():
     while True:
         for cluster in ecs.list_clusters()["clusterArns"]:
             for arn in ecs.list_services(cluster=cluster)["serviceArns"]:
-                (found,) = ecs.describe_services(cluster=cluster, services=[arn])["services"]
-                if not service:
-                    service = Service(found)
-                    tasks = Tasks(service)
-                service.check(found["desiredCount"])
+                for found in ecs.describe_services(cluster=cluster, services=[arn])["services"]:
+                    if not service:
+                        service = Service(found)
+                        tasks = Tasks(service)
+                    service.check(found["desiredCount"])
             if tasks:
                 tasks.follow(cluster)
         time.sleep(0.2)
