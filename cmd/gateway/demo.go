@@ -21,6 +21,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/sallyport-ssh/sallyport/internal/config"
+	"github.com/sallyport-ssh/sallyport/internal/daemon"
 	"github.com/sallyport-ssh/sallyport/internal/durable"
 )
 
@@ -62,6 +63,21 @@ func (d *demoCmd) Run(ctx context.Context, s streams) error {
 		return fmt.Errorf("preparing %s: %w", d.State, err)
 	}
 
+	cfg := config.Defaults()
+	cfg.HostKeys = []ssh.Signer{demo.hostKey}
+	cfg.FleetKeys = []ssh.Signer{demo.fleetKey}
+	cfg.AuthorizedKeysDir = demo.path("authorized_keys.d")
+	cfg.StateDir = demo.path("run")
+	cfg.Drain = 5 * time.Second
+	profile := cfg.Profiles["default"]
+	profile.Idle = d.Idle
+	profile.Local.Account = me.Username
+	cfg.Profiles["default"] = profile
+	// Before the instructions, which would be wrong: the agent may be missing.
+	if problems := daemon.Check(cfg); len(problems) > 0 {
+		return errors.Join(problems...)
+	}
+
 	ln, err := net.Listen("tcp", d.Listen)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return fmt.Errorf("%w (another program uses the port; choose another one with --listen)", err)
@@ -82,16 +98,6 @@ func (d *demoCmd) Run(ctx context.Context, s streams) error {
 	defer log.Close()
 	s.err = demoLog{file: log, screen: s.err}
 
-	cfg := config.Defaults()
-	cfg.HostKeys = []ssh.Signer{demo.hostKey}
-	cfg.FleetKeys = []ssh.Signer{demo.fleetKey}
-	cfg.AuthorizedKeysDir = demo.path("authorized_keys.d")
-	cfg.StateDir = demo.path("run")
-	cfg.Drain = 5 * time.Second
-	profile := cfg.Profiles["default"]
-	profile.Idle = d.Idle
-	profile.Local.Account = me.Username
-	cfg.Profiles["default"] = profile
 	return serve(ctx, "", cfg, &sockets{ssh: []socket{{TCPListener: ln.(*net.TCPListener)}}}, s)
 }
 
