@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -86,6 +87,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (code int
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "gateway: %v\n", err)
+		if strings.HasSuffix(err.Error(), ".yaml") {
+			fmt.Fprintln(stderr, "Name a configuration with --config.")
+		}
 		fmt.Fprintln(stderr, `Run "gateway help" or "gateway help COMMAND" for help.`)
 		return 2
 	}
