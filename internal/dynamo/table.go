@@ -50,8 +50,8 @@ import (
 
 // maxCalls limits the calls at a time; others wait. If a thousand users log in at once,
 // that many calls at once would each need a connection, and have time limits that a table
-// or a small machine cannot keep.
-const maxCalls = 50
+// or a small machine cannot keep. At ten milliseconds a call, this is 2,000 calls a second.
+const maxCalls = 20
 
 // attemptTimeout bounds one attempt of a call. DynamoDB answers within some ten
 // milliseconds; a call that is not answered is best repeated.
