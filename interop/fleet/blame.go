@@ -24,12 +24,12 @@ type kind struct {
 var (
 	killed      = &kind{"kill -9", true, true, 0, 15 * time.Second}
 	paused      = &kind{"SIGSTOP", true, true, 0, 30 * time.Second}
-	drained     = &kind{"SIGTERM", false, true, drainDelay + drain, 15 * time.Second}
+	drained     = &kind{"SIGTERM", true, true, drainDelay + drain, 15 * time.Second}
 	cutTable    = &kind{"cut off from the table", true, false, 0, time.Minute}
 	cutAWS      = &kind{"cut off from ECS", true, false, 0, time.Minute}
 	cutBastions = &kind{"cut off from the bastions", true, true, 0, 90 * time.Second}
 	cutGateways = &kind{"cut off from the other gateways", false, false, 0, 0}
-	upgraded    = &kind{"upgrade", false, true, drain, 15 * time.Second}
+	upgraded    = &kind{"upgrade", true, true, drain, 15 * time.Second}
 )
 
 // Faults of AWS, for all gateways. The SDK repeats calls, so that few logins are
@@ -44,6 +44,9 @@ type fault struct {
 	kind        *kind
 	gateway     int // 0: all
 	from, until time.Time
+	// before, if not zero, says that connections that have begun later are at another
+	// process, without the fault.
+	before time.Time
 }
 
 func (f *fault) String() string {
@@ -69,6 +72,14 @@ func (b *blame) begin(k *kind, gateway int, now time.Time) *fault {
 	return f
 }
 
+// spare says that the fault does not concern connections from now on. The process may
+// accept connections for some time after it was heard that it does not.
+func (b *blame) spare(f *fault, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f.before = now.Add(10 * time.Second)
+}
+
 func (b *blame) end(f *fault, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -90,21 +101,24 @@ func (b *blame) count() map[string]int {
 // gateway got the connection, gateway is zero, and only an overloaded machine explains
 // it: at any time, the balancer has a gateway that works.
 func (b *blame) login(gateway int, began, ended time.Time) *fault {
-	return b.find(gateway, began, ended, func(k *kind) bool { return k.logins })
+	return b.find(gateway, began, began, ended, func(k *kind) bool { return k.logins })
 }
 
 // session returns the last fault that may have ended a session at the gateway, or nil.
-func (b *blame) session(gateway int, ended time.Time) *fault {
-	return b.find(gateway, ended, ended, func(k *kind) bool { return k.sessions })
+func (b *blame) session(gateway int, began, ended time.Time) *fault {
+	return b.find(gateway, began, ended, ended, func(k *kind) bool { return k.sessions })
 }
 
-func (b *blame) find(gateway int, from, until time.Time, explains func(*kind) bool) *fault {
+// find returns the last fault that explains what happened to a connection in the time
+// given.
+func (b *blame) find(gateway int, began, from, until time.Time, explains func(*kind) bool) *fault {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, f := range slices.Backward(b.faults) {
 		overlaps := f.from.Before(until) && (f.until.IsZero() || from.Before(f.until.Add(f.kind.grace)))
 		here := f.kind == overloaded || gateway != 0 && (f.gateway == gateway || f.gateway == 0)
-		if here && overlaps && explains(f.kind) {
+		concerns := f.before.IsZero() || began.Before(f.before)
+		if here && overlaps && concerns && explains(f.kind) {
 			return f
 		}
 	}

@@ -19,9 +19,13 @@ func TestBlame(t *testing.T) {
 		{cutGateways, 3, 100, 500},
 		{lostReplies, 0, 1000, 1010},
 		{overloaded, 0, 1500, 1510},
+		{upgraded, 1, 1800, 1810},
 		{paused, 2, 2000, 0},
 	} {
 		made := b.begin(f.kind, f.gateway, at(f.from))
+		if f.kind == upgraded {
+			b.spare(made, at(f.from-20))
+		}
 		if f.until != 0 {
 			b.end(made, at(f.until))
 		}
@@ -43,12 +47,15 @@ func TestBlame(t *testing.T) {
 		{"a fault without effect on sessions", 2, 105, 106, true, false},
 		{"a fault of all gateways", 3, 1005, 1006, true, false},
 		{"an overloaded machine", 0, 1505, 1506, true, true},
+		{"an old process, before its end", 1, 1700, 1799, false, false},
+		{"an old process, at its end", 1, 1700, 1805, true, true},
+		{"its successor", 1, 1795, 1805, false, false},
 		{"a fault that lasts", 2, 9000, 9001, true, true},
 	} {
 		if got := b.login(tt.gateway, at(tt.began), at(tt.ended)) != nil; got != tt.login {
 			t.Errorf("%s: login explained: %v", tt.name, got)
 		}
-		if got := b.session(tt.gateway, at(tt.ended)) != nil; got != tt.session {
+		if got := b.session(tt.gateway, at(tt.began), at(tt.ended)) != nil; got != tt.session {
 			t.Errorf("%s: session explained: %v", tt.name, got)
 		}
 	}

@@ -104,6 +104,7 @@ func (f *fleet) crowd(ctx context.Context) error {
 	}
 	f.results.add(f.results.Counts, "logins", f.crowdUsers+2*warmLogins)
 	f.endGateways()
+	f.settle()
 	return f.readLogs()
 }
 

@@ -42,6 +42,7 @@ func (f *fleet) finish(ctx context.Context) error {
 	f.checkGateways(ctx)
 	f.awaitEnds(ctx)
 	f.endGateways()
+	f.settle()
 	for name, n := range f.blame.count() {
 		f.results.add(f.results.Faults, name, n)
 	}
@@ -137,6 +138,7 @@ func (f *fleet) fail(ctx context.Context, k *kind, number int, length time.Durat
 		}
 	case drained:
 		p := g.terminate()
+		f.blame.spare(fault, time.Now().Add(drainDelay))
 		if err := p.endWithin(drainDelay + drain + patience); err != nil {
 			f.results.violate(failedGateways, "after SIGTERM: %v\n%s", err, p.tail())
 		}

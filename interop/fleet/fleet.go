@@ -72,6 +72,9 @@ type fleet struct {
 	tasks func() []awsfake.Task
 	live  atomic.Int32 // tasks, at the last look
 
+	judging    sync.Mutex // guards the next one
+	judgements []func()   // failures to be judged, see settle
+
 	background sync.WaitGroup
 	closers    []func() // in the order of their use; called in reverse
 }

@@ -147,11 +147,31 @@ func (f *fleet) judgeRefusal(promise string, user int, err error) {
 	if !errors.As(err, &r) {
 		r = &refusal{reason: err.Error()}
 	}
-	if by := f.blame.login(r.gateway, r.began, r.ended); by != nil {
-		f.results.add(f.results.Refused, r.reason, 1)
-		return
+	text := fmt.Sprintf("%s by %v; begun at %s\n%s", userName(user), r, r.began.UTC().Format(time.TimeOnly), f.describe(user))
+	f.judgeLater(func() {
+		if by := f.blame.login(r.gateway, r.began, r.ended); by != nil {
+			f.results.add(f.results.Refused, r.reason, 1)
+			return
+		}
+		f.results.violate(promise, "%s", text)
+	})
+}
+
+// judgeLater has settle call a function: what explains a failure may be known only later.
+func (f *fleet) judgeLater(judge func()) {
+	f.judging.Lock()
+	defer f.judging.Unlock()
+	f.judgements = append(f.judgements, judge)
+}
+
+// settle judges the failures so far.
+func (f *fleet) settle() {
+	f.judging.Lock()
+	defer f.judging.Unlock()
+	for _, judge := range f.judgements {
+		judge()
 	}
-	f.results.violate(promise, "%s by %v; begun at %s\n%s", userName(user), r, r.began.UTC().Format(time.TimeOnly), f.describe(user))
+	f.judgements = nil
 }
 
 // judge counts the end of a session; err says that it was lost.
@@ -166,11 +186,15 @@ func (l *load) judge(s *session, err error) {
 		l.results.add(l.results.Counts, "sessions that ended well", 1)
 		return
 	}
-	if by := l.blame.session(s.gateway, time.Now()); by != nil {
-		l.results.add(l.results.Lost, by.kind.name, 1)
-		return
-	}
-	l.results.violate(lostSessions, "%s by %s: %v\n%s", userName(s.user), routeName(s.gateway), err, l.describe(s.user))
+	ended := time.Now()
+	text := fmt.Sprintf("%s by %s at %s: %v\n%s", userName(s.user), routeName(s.gateway), ended.UTC().Format(time.TimeOnly), err, l.describe(s.user))
+	l.judgeLater(func() {
+		if by := l.blame.session(s.gateway, s.began, ended); by != nil {
+			l.results.add(l.results.Lost, by.kind.name, 1)
+			return
+		}
+		l.results.violate(lostSessions, "%s", text)
+	})
 }
 
 // visitBySSH logs in by OpenSSH's client, and sends 100,000 bytes through cat.

@@ -10,7 +10,8 @@ import (
 const (
 	// probeInterval is the time between two probes of the services that the gateways
 	// use, and slowProbe the duration from which on the machine counts as overloaded.
-	probeInterval, slowProbe = time.Second, 3 * time.Second
+	// A gateway gives up an attempt of a call of the table after two seconds.
+	probeInterval, slowProbe = time.Second, time.Second
 )
 
 // overloaded is not a fault of the fleet: other programs use the machine, so that the

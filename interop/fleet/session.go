@@ -22,6 +22,7 @@ const patience = 6 * time.Minute
 // A session is a connection of a user with one session, which runs cat.
 type session struct {
 	user    int
+	began   time.Time
 	gateway int // to which the balancer has passed it
 	client  *ssh.Client
 	session *ssh.Session
@@ -60,8 +61,7 @@ func routeName(gateway int) string {
 // open logs in as a user, and returns when the first line was echoed. Via is the number
 // of a gateway, or zero for the balancer. The error is a *refusal.
 func (f *fleet) open(ctx context.Context, user, via int) (*session, error) {
-	s := &session{user: user, gateway: via, progress: make(chan struct{}, 1), ended: make(chan struct{})}
-	began := time.Now()
+	s := &session{user: user, began: time.Now(), gateway: via, progress: make(chan struct{}, 1), ended: make(chan struct{})}
 	var banners syncBuffer
 	local := ""
 	refused := func(err error) (*session, error) {
@@ -71,7 +71,7 @@ func (f *fleet) open(ctx context.Context, user, via int) (*session, error) {
 		if s.gateway == 0 {
 			s.gateway = f.balancer.route(local)
 		}
-		return nil, &refusal{s.gateway, began, time.Now(), reason(err, banners.String()+s.stderr.String())}
+		return nil, &refusal{s.gateway, s.began, time.Now(), reason(err, banners.String()+s.stderr.String())}
 	}
 
 	ctx, cancel := context.WithTimeout(ctx, patience)

@@ -37,6 +37,7 @@ func (f *fleet) upgrade(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		f.blame.spare(fault, time.Now())
 		f.results.add(f.results.Counts, "upgrades", 1)
 		draining.Go(func() {
 			if err := old.endWithin(drain + patience); err != nil {
