@@ -127,8 +127,17 @@ func (s *sim) request(c *simChannel, arg int) {
 	}
 	kind := kinds[arg%len(kinds)]
 	wantReply := arg&0x20 != 0
+	ok := arg&0x40 != 0 && kind != "keepalive@openssh.com"
+	if c.session && isCommand(kind) && s == s.m.client {
+		switch {
+		case c.pair.commands > 0: // it is not known whether this one can run
+			ok = false
+		case !c.pair.early || !c.pair.started:
+			c.pair.commands++
+		}
+	}
 	if wantReply {
-		c.asked = append(c.asked, expectation{ok: arg&0x40 != 0 && kind != "keepalive@openssh.com", exact: !c.pair.early})
+		c.asked = append(c.asked, expectation{ok: ok, exact: !c.pair.early})
 	}
 	if c.pair.early && isCommand(kind) {
 		c.pair.started = true
@@ -146,6 +155,9 @@ func (s *sim) answer(c *simChannel) {
 	}
 	q := c.toAnswer[0]
 	c.toAnswer = c.toAnswer[1:]
+	if c.session && isCommand(q.Type) && s == s.m.bastion {
+		c.pair.commands--
+	}
 	if len(q.Payload) == 1 && q.Payload[0]&0x40 != 0 {
 		s.send(success(c.remote))
 	} else {

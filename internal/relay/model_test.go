@@ -29,6 +29,7 @@ type pair struct {
 	client, bastion *simChannel
 	early           bool // confirmed by the relay; the bastion has not confirmed it yet
 	started         bool // the client has asked for a command
+	commands        int  // those that the bastion has not answered
 	mayEnd          bool // the relay may end it, so that bytes may be lost
 }
 
