@@ -1,7 +1,9 @@
 package fargate
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -46,6 +48,28 @@ func TestStorms(t *testing.T) {
 					t.Errorf("%d calls of RunTask in a minute", calls["ecs:RunTask"])
 				}
 			})
+		})
+	}
+}
+
+// TestReportedRetry: if RunTask fails again and again, the log has one record of it, also
+// before the start is given up. A few failures are not logged.
+func TestReportedRetry(t *testing.T) {
+	for failures, want := range map[int]int{2: 0, 20: 1} {
+		synctest.Test(t, func(t *testing.T) {
+			account := newFakeAccount(t)
+			defer account.end()
+			g := account.gateway(nil)
+			var log bytes.Buffer
+			g.launcher.Cloud.Log = slog.New(slog.NewTextHandler(&log, nil))
+			account.cloud.Set(func() { account.cloud.OnCall = onCall("ecs:RunTask", failures, awsfake.Broken) })
+			g.mustLogin(t, "alice")
+			if got := strings.Count(log.String(), "trying again"); got != want {
+				t.Errorf("%d failures: %d records, want %d: %s", failures, got, want, log.String())
+			}
+			if want > 0 && !(strings.Contains(log.String(), "owner=alice+default") && strings.Contains(log.String(), "ServerException")) {
+				t.Error(log.String())
+			}
 		})
 	}
 }

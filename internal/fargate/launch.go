@@ -106,7 +106,7 @@ func (l *Launcher) runTask(ctx context.Context, user string, in *ecs.RunTaskInpu
 				return types.Task{}, err
 			case err != nil:
 				last = err
-				if sleep(ctx, backoff(retry)) != nil {
+				if l.pause(ctx, user, retry, last) != nil {
 					return types.Task{}, last
 				}
 				continue
@@ -138,10 +138,22 @@ func (l *Launcher) runTask(ctx context.Context, user string, in *ecs.RunTaskInpu
 		last = fmt.Errorf("RunTask in cluster %s: %w", l.Cluster, classify(err))
 		// Because of the token, the request can be repeated even if it was
 		// carried out.
-		if sleep(ctx, backoff(retry)) != nil {
+		if l.pause(ctx, user, retry, last) != nil {
 			return types.Task{}, last
 		}
 	}
+}
+
+// reportedRetry is the retry of a start that is logged, about six seconds after the first
+// failure: a start may go on for start_timeout.
+const reportedRetry = 5
+
+// pause waits before a retry of a user's start. The error is the cause of ctx's end.
+func (l *Launcher) pause(ctx context.Context, user string, retry int, failed error) error {
+	if retry == reportedRetry {
+		l.Cloud.Log.Warn("calls of AWS for a start fail; trying again", "owner", bastion.Owner{User: user, Profile: l.Profile}, "err", failed)
+	}
+	return sleep(ctx, backoff(retry))
 }
 
 // waitTurn blocks until RunTask may be called. A launch asks the breaker once, at
