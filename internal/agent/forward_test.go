@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
@@ -141,6 +142,7 @@ func TestRemoteForward(t *testing.T) {
 		}
 		return ok, port
 	}
+	offers := c.HandleChannelOpen("forwarded-tcpip")
 	for _, host := range []string{"", "*", "localhost", "0.0.0.0", "127.0.0.1"} {
 		ok, port := forward("tcpip-forward", host, 0)
 		if !ok || port == 0 {
@@ -155,9 +157,16 @@ func TestRemoteForward(t *testing.T) {
 		if done, _ := forward("cancel-tcpip-forward", host, port); !done {
 			t.Errorf("%q: not canceled", host)
 		}
+		// Another program may have got the port since, but only the agent offers the
+		// connection to this client.
 		if conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			select {
+			case offer := <-offers:
+				offer.Reject(ssh.Prohibited, "")
+				t.Errorf("%q: port %d still open", host, port)
+			case <-time.After(time.Second):
+			}
 			conn.Close()
-			t.Errorf("%q: port %d still open", host, port)
 		}
 	}
 	if ok, _ := forward("tcpip-forward", "localhost", 70000); ok {
